@@ -1,0 +1,123 @@
+"""Feeds: how batches reach the device.
+
+    window(step, count) -> arrays    on the host: what the steps [step, step + count) need, put on the device
+    batch(window, step) -> batch     pure and traced: one step's batch out of the window
+
+    Memory    all examples on the device; a step gathers its own (nothing travels)
+    Stream    rows read on the host for one chunk at a time; the same order
+    Whole     the same batch at each step: full-batch methods, and {} for an environment
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functrain.data.order import order
+
+
+def as_is(batch: Any) -> Any:
+    """The batch itself: no preparation."""
+    return batch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Arrays that live on the device; each step's batch is gathered inside the program.
+
+    >>> feed = Memory({"x": jnp.arange(10)}, size=4)
+    >>> feed.batch(feed.window(0, 1), jnp.int32(0))["x"].shape
+    (4,)
+    """
+
+    arrays: Any = field(hash=False)
+    size: int
+    seed: int = 0
+    prepare: Callable[[Any], Any] = as_is
+
+    def window(self, step: int, count: int) -> Any:
+        """The arrays, whatever the step."""
+        return self.arrays
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """The examples of one step, prepared."""
+        n = len(jax.tree.leaves(window)[0])
+        i = order(self.seed, step, n, self.size)
+        return self.prepare(jax.tree.map(lambda x: x[i], window))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows that `read(indices)` brings from somewhere, stacked for one chunk.
+
+    longest: the most steps that one window holds; shorter ones are filled up, so that one program serves all.
+    """
+
+    read: Callable[[np.ndarray], Any]
+    n: int
+    size: int
+    longest: int
+    seed: int = 0
+    prepare: Callable[[Any], Any] = as_is
+
+    def window(self, step: int, count: int) -> Any:
+        """(first step, rows [longest, size, ...]) on the device."""
+        if count > self.longest:
+            raise ValueError(f"a window of {count} steps from a stream that holds {self.longest}")
+        rows = [self.read(order(self.seed, np.int64(s), self.n, self.size, np)) for s in range(step, step + count)]
+        rows += rows[-1:] * (self.longest - count)
+        return jax.device_put((np.int32(step), jax.tree.map(lambda *x: np.stack(x), *rows)))
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """The rows of one step, prepared."""
+        first, rows = window
+        return self.prepare(jax.tree.map(lambda x: x[step - first], rows))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The same batch at each step."""
+
+    arrays: Any = field(default_factory=dict, hash=False)
+    prepare: Callable[[Any], Any] = as_is
+
+    def window(self, step: int, count: int) -> Any:
+        """The batch."""
+        return self.arrays
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """The batch, prepared."""
+        return self.prepare(window)
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Every example once, in order, for evaluation: the last batch is filled up and its `mask` says so.
+
+    >>> feed = InOrder({"x": jnp.arange(5)}, size=4)
+    >>> [feed.batch(feed.arrays, i)["mask"].tolist() for i in range(len(feed))]
+    [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]
+    """
+
+    arrays: Any = field(hash=False)
+    size: int
+    prepare: Callable[[Any], Any] = as_is
+
+    def __len__(self) -> int:
+        """How many batches there are; one, of nothing, where there are no arrays (an environment)."""
+        return -(-len(jax.tree.leaves(self.arrays)[0]) // self.size) if self.arrays else 1
+
+    def batch(self, arrays: Any, i: Any) -> Any:
+        """Batch i, prepared."""
+        if not arrays:
+            return {}
+        n = len(jax.tree.leaves(arrays)[0])
+        at = i * self.size + jnp.arange(self.size)
+        batch = jax.tree.map(lambda x: x[jnp.minimum(at, n - 1)], arrays)
+        real = (at < n).astype(jnp.float32)
+        mask = batch.get("mask")
+        mask = real if mask is None else mask * real.reshape(-1, *[1] * (mask.ndim - 1))
+        return self.prepare(batch | {"mask": mask})

@@ -1,0 +1,15 @@
+"""Seeing a run: events to console, JSON lines and TensorBoard; figures; FLOPs. Each part is imported by name."""
+
+from functrain.config import Count, configclass
+
+
+@configclass
+class Observe:
+    """[observe]: what is recorded beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Whether tensorboard/ is written."""
+    figures: bool = True
+    """Whether figures/ is drawn at the end."""
+    norms_every: Count = 0
+    """Steps between norms of gradient, update and parameters by layer (one extra step each); 0 is a twentieth of the run."""

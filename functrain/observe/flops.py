@@ -1,0 +1,90 @@
+"""FLOPs counted from the jaxpr, and the machine's measured matmul peak.
+
+XLA's own `cost_analysis` counts the body of a scan once; here it is counted as often as it runs.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from functrain import _compat
+
+
+def count(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
+    """(FLOPs of the matrix products and convolutions of `f(*args)`, names of all primitives in it).
+
+    A multiply and an add are two. What no output needs is not counted. Of the branches of a `cond` the
+    costliest counts; the body of a `while` of unknown length counts once.
+
+    >>> count(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))[0]
+    60
+    """
+    primitives: set[str] = set()
+    return _flops(_compat.live_jaxpr(jax.make_jaxpr(f)(*args)), primitives), primitives
+
+
+def _flops(jaxpr, primitives) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        primitives.add(name)
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel, layout = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]
+        else:
+            inner = [_flops(j, primitives) for j in _compat.inner_jaxprs(equation)]
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * (max(inner, default=0) if name == "cond" else sum(inner))
+    return total
+
+
+def matmul_peak(dtype: Any, cache: Path | None = None) -> float:
+    """FLOP/s of a large matrix product on this machine's first device, the best of several; about 0.2 s.
+
+    cache: a JSON file in which the figure is kept, by device, dtype and version of jax.
+    """
+    name = f"{jax.devices()[0].device_kind} {jnp.dtype(dtype).name} jax {jax.__version__} on {_processors()}"
+    known = _read(cache)
+    if name in known:
+        return known[name]
+    n = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    best, spent = math.inf, 0.0
+    while spent < 0.2:
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+        spent += time.perf_counter() - start
+    known[name] = 2 * n**3 / best
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{time.time_ns()}")
+        partial.write_text(json.dumps(known, indent=1))
+        partial.replace(cache)
+    return known[name]
+
+
+def _read(cache):
+    try:
+        return json.loads(cache.read_text()) if cache is not None else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _processors() -> str:
+    try:
+        return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return jax.devices()[0].platform

@@ -1,0 +1,34 @@
+"""TensorBoard files, written by tensorboardX: scalars, hyperparameters, norms by layer."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+
+class TensorBoard:
+    """tensorboard/: `train/loss`, `validation/accuracy`, `gradient_norm/layer0/kernel` and the like."""
+
+    def __init__(self, folder: Path, resume_at: int | None = None):
+        """Start, or go on after step `resume_at`: what a killed run had written past it is dropped."""
+        from tensorboardX import SummaryWriter  # late: not every use of functrain writes it
+
+        self._writer = SummaryWriter(str(folder), purge_step=None if resume_at is None else resume_at + 1)
+
+    def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One point a metric; norms by parameter stand under their own names."""
+        for name, value in values.items():
+            self._writer.add_scalar(name if "/" in name else f"{split}/{name}", value, step)
+
+    def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:
+        """The config beside what it reached, for TensorBoard's HPARAMS page."""
+        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
+        finite = {k: v for k, v in results.items() if math.isfinite(v)}
+        self._writer.add_hparams(plain, finite, name=".")
+
+    def flush(self) -> None:
+        """To the disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()

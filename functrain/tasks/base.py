@@ -1,0 +1,95 @@
+"""What a task is.
+
+A task is a machine over the train state (see `functrain.train.state`):
+
+    learners                                -> {player's name: Learner, or None where nobody descends}
+    init(key)                               -> ({player's name: params}, state)
+    update(train_state, batch, *, key)      -> (train_state, metrics)
+    evaluate(train_state, batch, *, key)    -> metrics
+
+Most tasks are one model, one learner and one loss: `OneLoss`. A GAN calls two learners in its `update`, alternating
+least squares none; the loop cannot tell them apart. Metrics are accumulators, by name.
+
+The config of a task has two methods more, by which an experiment puts it together:
+
+    outputs(dataset)           -> how many outputs its model needs, or None where the task owns its models
+    assemble(model, learner)   -> the task; `learner(name)` gives the learner that the config wants for a player
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from functrain import tree
+
+
+class OneLoss:
+    """A model, a learner and a loss. A subclass gives
+
+    loss(outputs, batch, *, train) -> (Mean or a dict of Means, metrics)
+
+    or, where that is too narrow, overrides `full_loss`.
+    """
+
+    model: Any
+    learner: Any
+
+    @property
+    def learners(self) -> dict[str, Any]:
+        """One player, called model."""
+        return {"model": self.learner}
+
+    def assemble(self, model: Any, learner: Any) -> Any:
+        """The task with its model and learner."""
+        return dataclasses.replace(self, model=model, learner=learner("model"))  # pyright: ignore
+
+    def init(self, key: jax.Array) -> tuple[dict[str, Any], Any]:
+        """The model's parameters and state."""
+        params, state = self.model.init(key)
+        return {"model": params}, state
+
+    def loss(self, outputs: Any, batch: Any, *, train: bool) -> tuple[Any, dict[str, Any]]:
+        """The loss of the model's outputs, with the task's metrics."""
+        raise TypeError(f"{type(self).__name__} has no loss")
+
+    def full_loss(self, params, state, batch, *, key, train):
+        """`loss` of the model applied to the batch's x: what the learner and evaluation call."""
+        outputs, state = self.model.apply(params, state, batch["x"], key=key, train=train)
+        means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
+        return means, state, metrics
+
+    def update(self, train_state: Any, batch: Any, *, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        """One step of the learner on the loss."""
+
+        def loss(params, state, batch, *, key):
+            return self.full_loss(params, state, batch, key=key, train=True)
+
+        player, state, metrics = self.learner.update(
+            loss, train_state.players["model"], train_state.state, batch, key=key
+        )
+        return train_state.replace(players={"model": player}, state=state), metrics
+
+    def evaluate(self, train_state: Any, batch: Any, *, key: jax.Array) -> dict[str, Any]:
+        """Loss and metrics of the weights that evaluation uses, in the precision of training."""
+
+        def loss(params, state, batch, *, key):
+            return self.full_loss(params, state, batch, key=key, train=False)
+
+        weights = self.learner.weights(train_state.players["model"])
+        means, _, metrics = self.learner.precision(loss)(weights, train_state.state, batch, key=key)
+        return metrics | (means if isinstance(means, dict) else {"loss": means})
+
+    def outputs_of(self, train_state: Any, x: Any) -> Any:
+        """The trained model's outputs for inputs x [n, ...], in at least float32."""
+
+        def apply(params, state, batch, *, key):
+            return self.model.apply(params, state, batch["x"], key=key, train=False)[0]
+
+        weights = self.learner.weights(train_state.players["model"])
+        outputs = self.learner.precision(apply)(weights, train_state.state, {"x": x}, key=None)
+        return jax.tree.map(_widen, outputs)
+
+
+def _widen(x):
+    return tree.wide(x) if tree.is_float(x) else x

@@ -1,0 +1,50 @@
+"""Evaluation over a whole split: a pure function of the state, summed over batches and divided once."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from functrain import tree
+from functrain.config import Count, Size, configclass
+from functrain.data.feed import InOrder, as_is
+from functrain.train import hyper as live
+
+
+@configclass
+class Evaluate:
+    """[evaluate]: when the validation examples are looked at, and what is read from them."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 is once an epoch, but at most 50 times in a run."""
+    batch_size: Size = 512
+    """Examples at once; at most as many as there are."""
+    monitor: str = ""
+    """The validation metric by which the best step is chosen; empty is the loss."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    patience: Count = 0
+    """Evaluations in a row without a better one after which the run ends early; 0 is never."""
+
+
+def make_evaluate(task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is) -> Callable[[Any], dict[str, Any]]:
+    """`evaluate(train_state) -> metrics` (accumulators on the device) over every batch of a feed."""
+
+    def first(train_state, arrays, i):
+        key = jax.random.fold_in(train_state.key, i)
+        return live.bind(task, train_state.hyper).evaluate(train_state, place(feed.batch(arrays, i)), key=key)
+
+    def rest(metrics, train_state, arrays, i):
+        return tree.add(metrics, first(train_state, arrays, i))
+
+    first, rest = jax.jit(first), jax.jit(rest, donate_argnums=0)
+
+    def evaluate(train_state):
+        metrics = None
+        for i in range(len(feed)):
+            at = jax.device_put(np.int32(i))
+            metrics = first(train_state, feed.arrays, at) if i == 0 else rest(metrics, train_state, feed.arrays, at)
+        return metrics
+
+    return evaluate

@@ -1,0 +1,237 @@
+"""The loop: dispatch chunks, and at each boundary log, evaluate, checkpoint and stop, in plain sight.
+
+The host never waits for the steps it has just dispatched: metrics stay on the device and are read one interval late,
+and at most two chunks are in flight. It waits where it must know: at an evaluation, and to copy a checkpoint.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from functrain.config import ConfigError, Count, Positive, Size, configclass
+from functrain.metrics import read, scalars
+from functrain.observe.events import Sink
+from functrain.train.checkpoint import Store, better
+from functrain.train.stop import Stop
+
+
+@configclass
+class Train:
+    """[train]: how long, from which seed, and how the steps are dispatched."""
+
+    steps: Size | None = None
+    """How many updates; give this or epochs."""
+    epochs: Positive | None = None
+    """How many passes over the training examples; written out as steps."""
+    seed: Count = 0
+    """Of the parameters, the order of the examples and all that is random in a step."""
+    accumulate: Size = 1
+    """Micro-batches into which a step's batch is cut, to save memory; the gradient is the same."""
+    chunk: Count = 0
+    """Steps in one dispatch; 0 chooses by the FLOPs of a step. The result does not depend on it, bit for bit."""
+    loop: Literal["auto", "loop", "step"] = "auto"
+    """A chunk as one program, or a dispatch a step; auto takes steps for convolutions on a CPU."""
+    devices: Count = 0
+    """Local devices over which each batch is cut; 0 is all."""
+    log_every: Count = 0
+    """Steps between logged means; 0 is a hundredth of the run."""
+
+    def __post_init__(self):
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+
+
+@configclass
+class Checkpoint:
+    """[checkpoint]: when the state is saved. The best and the last step always are."""
+
+    every: Count = 0
+    """Steps between checkpoints; 0 is a tenth of the run."""
+    keep: Size = 2
+    """How many of the newest are kept, beside the best."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps at which something happens; 0 is never."""
+
+    steps: int
+    chunk: int
+    log_every: int
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    norms_every: int = 0
+    patience: int = 0
+
+    def __post_init__(self):
+        if self.chunk < 1 or self.log_every < 1:
+            raise ConfigError("train.chunk and train.log_every: expected at least 1")
+
+    def next_stop(self, at: int) -> int:
+        """Where the chunk that starts at step `at` ends: never past a boundary."""
+        ends = [self.steps, at + self.chunk]
+        for every in (self.log_every, self.evaluate_every, self.checkpoint_every, self.norms_every):
+            if every:
+                ends.append((at // every + 1) * every)
+        return min(ends)
+
+    def due(self, every: int, at: int) -> bool:
+        """Whether something that happens each `every` steps, and at the end, happens after step `at`."""
+        return bool(every) and (at % every == 0 or at == self.steps)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled parts of a run.
+
+    advance(train_state, metrics, window, count) -> (train_state, metrics, mark): dispatches; `mark` is ready when it has run.
+    window(step, count) -> arrays for those steps.
+    fresh() -> a zero running sum of metrics.
+    evaluate(train_state) -> metrics of the validation examples, or None where there are none.
+    norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
+    """
+
+    advance: Callable[..., Any]
+    window: Callable[[int, int], Any]
+    fresh: Callable[[], Any]
+    evaluate: Callable[[Any], Any] | None = None
+    norms: Callable[[Any, Any], Any] | None = None
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, and how many have come since. A fold over the validation history, so that a
+    resumed run knows it from its log."""
+
+    monitor: str = "loss"
+    mode: str = "min"
+    step: int | None = None
+    value: float = np.nan
+    stale: int = 0
+
+    def see(self, step: int, values: dict[str, float]) -> bool:
+        """Take note of an evaluation; whether it is the best."""
+        value = values.get(self.monitor, np.nan)
+        improved = better(value, self.value, self.mode)
+        if improved:
+            self.step, self.value, self.stale = step, value, 0
+        else:
+            self.stale += 1
+        return improved
+
+
+@dataclass
+class Seconds:
+    """Where the time of a run went."""
+
+    compile: float = 0.0
+    train: float = 0.0
+    evaluate: float = 0.0
+    checkpoint: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What a loop ended with."""
+
+    train_state: Any
+    step: int
+    ended: str  # "finished", "early" (patience) or "stopped" (a signal)
+    validation: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+
+
+def run(
+    program: Program,
+    train_state: Any,
+    metrics: Any,
+    plan: Plan,
+    *,
+    best: Best,
+    sinks: Sequence[Sink] = (),
+    store: Store | None = None,
+    stop: Stop | None = None,
+    seconds: Seconds | None = None,
+) -> Outcome:
+    """Train from the state's step to the plan's last, or until patience or a signal ends it.
+
+    Args:
+      program: the compiled parts.
+      train_state, metrics: where to start; both are donated. `metrics` is the running sum since the last log.
+      plan: what happens when.
+      best: the history so far; it is brought up to date.
+      sinks: where metrics go.
+      store: where checkpoints go.
+      stop: the request to end.
+      seconds: the account to which time is added.
+    """
+    seconds = seconds or Seconds()
+    at = int(jax.device_get(train_state.step))
+    late: deque[tuple[int, Any]] = deque()  # (step, metrics on the device), not yet read
+    flying: deque[Any] = deque()  # marks of the chunks in flight
+    validation: dict[str, float] = {}
+    ended = "finished"
+    clock = time.perf_counter
+
+    def tell(step, split, values):
+        for sink in sinks:
+            sink.scalars(step, split, values)
+
+    def read_late(keep):
+        while len(late) > keep:
+            step, waiting = late.popleft()
+            tell(step, "train", scalars(read(waiting)))
+
+    def save():
+        start = clock()
+        read_late(0)
+        for sink in sinks:
+            sink.flush()  # a checkpoint vouches for every line up to its step
+        if store is not None:
+            store.save(at, {"state": train_state, "metrics": metrics}, validation if evaluated else {})
+        seconds.checkpoint += clock() - start
+
+    began, before = clock(), seconds.evaluate + seconds.checkpoint
+    with jax.transfer_guard("disallow"):
+        while at < plan.steps:
+            count = plan.next_stop(at) - at
+            window = program.window(at, count)
+            train_state, metrics, mark = program.advance(train_state, metrics, window, count)
+            at += count
+            flying.append(mark)
+            if len(flying) > 2:
+                flying.popleft().block_until_ready()
+            if plan.due(plan.log_every, at):
+                late.append((at, metrics))
+                metrics = program.fresh()
+                read_late(1)
+            if program.norms is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
+                late.append((at, program.norms(train_state, program.window(at, 1))))
+            evaluated = program.evaluate is not None and plan.due(plan.evaluate_every, at)
+            improved = False
+            if evaluated:
+                mark.block_until_ready()  # so that what is timed is the evaluation
+                start = clock()
+                read_late(0)
+                validation = scalars(read(program.evaluate(train_state)))  # pyright: ignore[reportOptionalCall]
+                seconds.evaluate += clock() - start
+                tell(at, "validation", validation)
+                improved = best.see(at, validation)
+                if plan.patience and best.stale >= plan.patience:
+                    ended = "early"
+            if stop is not None and stop.requested and at < plan.steps:
+                ended = "stopped"
+            if improved or ended != "finished" or plan.due(plan.checkpoint_every, at):
+                save()
+            if ended != "finished":
+                break
+        jax.block_until_ready(train_state)
+        read_late(0)
+    for sink in sinks:
+        sink.flush()
+    seconds.train += clock() - began - (seconds.evaluate + seconds.checkpoint - before)
+    return Outcome(train_state, at, ended, validation)
