@@ -278,7 +278,8 @@ def _fields(annotation) -> list[str]:
     for part in _parts(annotation):
         if dataclasses.is_dataclass(part):
             hints = get_type_hints(part, include_extras=True)
-            return [f.name for f in dataclasses.fields(part) if hints[f.name] is not Part]
+            names = [f.name for f in dataclasses.fields(part) if hints[f.name] is not Part]
+            return sorted(names, key=lambda name: name != "kind")
     return []
 
 
@@ -326,7 +327,8 @@ def to_data(config: Any) -> Any:
     """Plain data for TOML: dataclasses to tables; what is None or empty is left out."""
     if dataclasses.is_dataclass(config):
         items = {f.name: to_data(getattr(config, f.name)) for f in dataclasses.fields(config)}
-        return {k: v for k, v in items.items() if v is not None and v != {}}
+        kind = {"kind": items.pop("kind")} if "kind" in items else {}  # first, as a person would write it
+        return kind | {k: v for k, v in items.items() if v is not None and v != {}}
     if isinstance(config, dict):
         return {k: to_data(v) for k, v in config.items()}
     if isinstance(config, (tuple, list)):

@@ -2,11 +2,12 @@
 
 from functrain.data.feed import InOrder, Memory, Stream, Whole
 from functrain.data.order import order, shuffled
-from functrain.data.sources import SPLITS, AnyData, CustomData, Dataset, Digits, Npz, dataset, split_at_random
+from functrain.data.sources import SPLITS, AnyData, Arrays, CustomData, Dataset, Digits, Npz, dataset, split_at_random
 
 __all__ = [
     "SPLITS",
     "AnyData",
+    "Arrays",
     "CustomData",
     "Dataset",
     "Digits",

@@ -235,5 +235,21 @@ class CustomData:
         return batch
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Arrays at hand, for `functrain.fit`; no config text can name them."""
+
+    examples: Dataset = dataclasses.field(hash=False)
+    batch_size: int = 32
+
+    def load(self) -> Dataset:
+        """The arrays."""
+        return self.examples
+
+    def prepare(self, batch: dict) -> dict:
+        """The batch as it is."""
+        return batch
+
+
 AnyData = kinds(Digits, Npz, CustomData)
 """[data]: every source a config can name."""

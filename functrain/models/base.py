@@ -64,6 +64,14 @@ class Pure:
     init_function: Callable[[jax.Array], Any]
     apply_function: Callable[..., Any]
 
+    def sized(self, inputs: tuple[int, ...], outputs: int) -> "Pure":
+        """Itself: the functions know their sizes."""
+        return self
+
+    def build(self) -> "Pure":
+        """Itself."""
+        return self
+
     def init(self, key):
         """The user's parameters, and no state."""
         return self.init_function(key), {}

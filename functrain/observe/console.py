@@ -50,7 +50,7 @@ def parameter_table(rows: list[tuple[str, tuple[int, ...], int]]) -> Table:
             table.add_row(f"... {left_out} more ...", "", "")
         if not left_out or not _SHOWN // 2 <= i < _SHOWN // 2 + left_out:
             table.add_row(path, " x ".join(map(str, shape)) or "scalar", f"{size:,}")
-    table.add_row("[bold]all[/bold]", "", f"[bold]{sum(size for _, _, size in rows):,}[/bold]")
+    table.add_row("all", "", f"{sum(size for _, _, size in rows):,}", style="bold")
     return table
 
 
@@ -115,7 +115,7 @@ class ProgressLine:
             self._live.update(self._task, completed=step, description=" · ".join(parts))
         elif now - self._last_line > 2 or step == self._steps:
             left = f"{duration((self._steps - step) / rate)} left" if rate and step < self._steps else ""
-            self._console.print(f"step {step}/{self._steps}  " + "  ".join([*parts, left]).strip(), highlight=False)
+            self._console.print(f"step {step}/{self._steps}  " + "  ".join([*parts, left]).strip(), soft_wrap=True)
             self._last_line = now
 
     def flush(self) -> None:

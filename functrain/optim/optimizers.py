@@ -67,7 +67,7 @@ class _Optimizer(ABC):
         """The chain, in the order that the module's first lines give."""
         decay = []
         if not _off(self.weight_decay):
-            decay = [optax.add_decayed_weights(self.weight_decay, self._decays)]
+            decay = [optax.add_decayed_weights(self.weight_decay, self.decays)]
         return optax.chain(
             *([] if _off(self.clip_norm) else [optax.clip_by_global_norm(self.clip_norm)]),  # pyright: ignore
             *([] if self.decoupled else decay),
@@ -80,7 +80,8 @@ class _Optimizer(ABC):
         """How many updates were applied: the count of the chain's last stage."""
         return optimizer_state[-1].count
 
-    def _decays(self, params):
+    def decays(self, params: Any) -> Any:
+        """A tree of booleans: which parameters decay."""
         if self.decay:
             return tree.select(self.decay, params)
         return jax.tree.map(lambda p: p.ndim >= 2, params)  # biases and norms have one axis

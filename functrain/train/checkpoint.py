@@ -22,8 +22,19 @@ import jax
 import numpy as np
 
 from functrain import tree
+from functrain.config import Count, Size, configclass
 
 Arrays = dict[str, np.ndarray]
+
+
+@configclass
+class Checkpoint:
+    """[checkpoint]: when the state is saved. The best and the last step always are."""
+
+    every: Count = 0
+    """Steps between checkpoints; 0 is a tenth of the run."""
+    keep: Size = 2
+    """How many of the newest are kept, beside the best."""
 
 
 class Store(Protocol):

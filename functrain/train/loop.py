@@ -46,16 +46,6 @@ class Train:
             raise ValueError("give steps or epochs, not both")
 
 
-@configclass
-class Checkpoint:
-    """[checkpoint]: when the state is saved. The best and the last step always are."""
-
-    every: Count = 0
-    """Steps between checkpoints; 0 is a tenth of the run."""
-    keep: Size = 2
-    """How many of the newest are kept, beside the best."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """The steps at which something happens; 0 is never."""

@@ -1,0 +1,355 @@
+"""The root config, and `build`: the one file that knows every part.
+
+    Experiment                  the config of a run, as TOML sections
+    build(config)    -> Built   data loaded, task put together, everything that was automatic written out
+    compile(built)   -> Compiled   the first train state and the programs of the loop
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functrain import tree
+from functrain.config import ConfigError, configclass
+from functrain.data import AnyData, Dataset, InOrder, Memory, Whole
+from functrain.metrics import read, scalars
+from functrain.models import AnyModel
+from functrain.observe import Observe, flops
+from functrain.optim import AdamW, AnyOptimizer, Learner
+from functrain.parallel import batch_placer, device_mesh, replicate
+from functrain.precision import AnyPrecision, Float32
+from functrain.tasks import AnyTask
+from functrain.train import state, step
+from functrain.train.checkpoint import Checkpoint
+from functrain.train.evaluate import Evaluate, make_evaluate
+from functrain.train.loop import Plan, Program, Train
+
+
+@configclass
+class PlayerConfig:
+    """[players.NAME]: what one player of a task has differently."""
+
+    optimizer: AnyOptimizer | None = None
+    """Its own optimizer, in place of [optimizer]."""
+    precision: AnyPrecision | None = None
+    """Its own precision, in place of [precision]."""
+
+
+@configclass
+class Experiment:
+    """A training run, whole: the same config gives the same run."""
+
+    task: AnyTask
+    """What is learned."""
+    model: AnyModel | None = None
+    """What learns it; a task that owns its models needs none."""
+    data: AnyData | None = None
+    """The examples; a task that makes its own (an environment) needs none."""
+    optimizer: AnyOptimizer = dataclasses.field(default_factory=AdamW)
+    """How every player's parameters are improved."""
+    precision: AnyPrecision = dataclasses.field(default_factory=Float32)
+    """In which dtype is computed."""
+    players: dict[str, PlayerConfig] = dataclasses.field(default_factory=dict)
+    """What single players have differently, by name."""
+    train: Train = dataclasses.field(default_factory=Train)
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    observe: Observe = dataclasses.field(default_factory=Observe)
+
+
+MAY_CHANGE = ("train.steps", "train.log_every", "evaluate.patience", "checkpoint.", "observe.")
+"""Keys (or beginnings of keys) that a resumed run may change; the first ones say how long and how it is seen."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """An experiment put together.
+
+    config: with everything that was automatic written out; it builds again to the same.
+    feeds: the training feed under "train", and an `InOrder` for each other split there is.
+    """
+
+    config: Experiment
+    task: Any
+    feeds: dict[str, Any]
+    mesh: jax.sharding.Mesh
+    dataset: Dataset | None
+    flops: int  # of the matrix products in a step
+    monitor: str  # "" where nothing is evaluated
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in a step; 0 where there is no data."""
+        return self.config.data.batch_size if self.config.data else 0
+
+    @property
+    def plan(self) -> Plan:
+        """When what happens."""
+        config, train = self.config, self.config.train
+        assert train.steps is not None
+        return Plan(
+            steps=train.steps,
+            chunk=train.chunk,
+            log_every=train.log_every,
+            evaluate_every=config.evaluate.every if "validation" in self.feeds else 0,
+            checkpoint_every=config.checkpoint.every,
+            norms_every=config.observe.norms_every if config.observe.tensorboard else 0,
+            patience=config.evaluate.patience,
+        )
+
+    @functools.cached_property
+    def place(self) -> Callable[[Any], Any]:
+        """Cuts a batch over the devices."""
+        return batch_placer(self.mesh)
+
+
+def build(config: Experiment) -> Built:
+    """Load the data, put the task together, and write out what was automatic. Nothing is trained, nothing written.
+
+    Raises:
+      ConfigError: the parts do not fit one another.
+    """
+    dataset = config.data.load() if config.data else None
+    config, batch_size = _steps_written_out(config, dataset)
+    config, task = assemble(config, dataset)
+    _check_players(config, task)
+
+    mesh = device_mesh(config.train.devices, batch_size)
+    prepare = config.data.prepare if config.data else None
+    feeds: dict[str, Any] = {}
+    if dataset is None:
+        feeds = {"train": Whole(), "validation": InOrder({}, 1)}
+    else:
+        ready = {"prepare": prepare} if prepare else {}
+        feeds["train"] = Memory(replicate(dataset.train, mesh), batch_size, config.train.seed, **ready)
+        for split in ("validation", "test"):
+            if arrays := dataset.split(split):
+                size = min(config.evaluate.batch_size, len(next(iter(arrays.values()))))
+                size = math.ceil(size / mesh.size) * mesh.size
+                feeds[split] = InOrder(replicate(arrays, mesh), size, **ready)
+
+    train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
+    for name, learner in task.learners.items():
+        if learner is not None:
+            learner.optimizer.check(train_state.players[name].params)
+    window = feeds["train"].window(0, 1)
+    batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
+    step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
+    config = _program_written_out(config, step_flops, primitives)
+    monitor = _monitor(config, task, feeds, train_state)
+    return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+
+
+def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, Any]:
+    """The task with its model and learners; the model's ends fitted to the data, where data is given."""
+    if config.model is not None and dataset is not None and (outputs := config.task.outputs(dataset)) is not None:
+        config = dataclasses.replace(config, model=config.model.sized(dataset.inputs, outputs))
+    model = config.model.build() if config.model is not None else None
+    if model is None and hasattr(config.task, "model"):
+        raise ConfigError(f"model: missing; task.kind = {config.task.kind!r} needs one")
+
+    def learner(name: str) -> Learner:
+        own = config.players.get(name, PlayerConfig())
+        return Learner(
+            optimizer=own.optimizer or config.optimizer,
+            precision=own.precision or config.precision,
+            accumulate=config.train.accumulate,
+        )
+
+    return config, config.task.assemble(model, learner)
+
+
+def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, int]:
+    """Epochs as steps, and every interval; the batch size with it."""
+    replace, train = dataclasses.replace, config.train
+    batch_size, epoch = 1, 0
+    if dataset is not None:
+        n = len(next(iter(dataset.train.values())))
+        batch_size = config.data.batch_size  # pyright: ignore[reportOptionalMemberAccess]
+        if batch_size > n:
+            raise ConfigError(f"data.batch_size: found {batch_size}; there are {n} training examples")
+        if batch_size % train.accumulate:
+            raise ConfigError(f"train.accumulate: {batch_size} examples cannot be cut into {train.accumulate} equal parts")
+        epoch = n // batch_size
+    steps = train.steps
+    if train.epochs is not None:
+        if not epoch:
+            raise ConfigError("train.epochs: there is no [data] to pass over; give train.steps")
+        steps = max(1, round(train.epochs * epoch))
+    if steps is None:
+        raise ConfigError("train: missing steps or epochs")
+    log_every = train.log_every or max(1, steps // 100)
+    evaluate_every = config.evaluate.every or max(epoch, steps // 50, 1)
+    config = replace(
+        config,
+        train=replace(train, steps=steps, epochs=None, log_every=log_every),
+        evaluate=replace(config.evaluate, every=evaluate_every),
+        checkpoint=replace(config.checkpoint, every=config.checkpoint.every or max(1, steps // 10)),
+        observe=replace(config.observe, norms_every=config.observe.norms_every or max(1, steps // 20)),
+        optimizer=config.optimizer.sized(steps),
+        players={
+            name: replace(player, optimizer=player.optimizer and player.optimizer.sized(steps))
+            for name, player in config.players.items()
+        },
+    )
+    return config, batch_size
+
+
+def _program_written_out(config: Experiment, step_flops: int, primitives: set[str]) -> Experiment:
+    """How the steps are dispatched: by rules on the program (see functrain.train.step)."""
+    train, backend = config.train, jax.default_backend()
+    loop = step.choose_loop(primitives, backend) if train.loop == "auto" else train.loop
+    chunk = train.chunk or step.choose_chunk(step_flops, backend)
+    return dataclasses.replace(config, train=dataclasses.replace(train, loop=loop, chunk=chunk))
+
+
+def _check_players(config: Experiment, task: Any) -> None:
+    if unknown := config.players.keys() - task.learners.keys():
+        raise ConfigError(f"players.{min(unknown)}: no such player; this task has: {', '.join(task.learners)}")
+
+
+def _monitor(config: Experiment, task: Any, feeds: dict[str, Any], train_state: Any) -> str:
+    """The validation metric by which the best step is chosen."""
+    wanted = config.evaluate.monitor
+    if "validation" not in feeds:
+        if wanted or config.evaluate.patience:
+            raise ConfigError("evaluate.monitor, evaluate.patience: there are no validation examples")
+        return ""
+    feed = feeds["validation"]
+    batch = jax.eval_shape(feed.batch, feed.arrays, jax.ShapeDtypeStruct((), jnp.int32))
+    found = jax.eval_shape(lambda ts, b: task.evaluate(ts, b, key=jax.random.key(0)), train_state, batch)
+    if wanted and wanted not in found:
+        raise ConfigError(f"evaluate.monitor: found {wanted!r}; the task evaluates: {', '.join(sorted(found))}")
+    if not wanted and config.evaluate.patience and "loss" not in found:
+        raise ConfigError(f"evaluate.monitor: missing; one of: {', '.join(sorted(found))}")
+    return wanted or ("loss" if "loss" in found else "")
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A built experiment, ready to run.
+
+    train_state, metrics: where it starts.
+    memory: XLA's analysis of the step program, bytes by name.
+    seconds: spent on tracing and compiling.
+    """
+
+    program: Program
+    train_state: Any
+    metrics: Any
+    evaluate: dict[str, Callable[[Any], Any]]
+    memory: dict[str, int]
+    seconds: float
+
+
+def first_state(built: Built) -> Any:
+    """The state before the first step, on every device: one program."""
+    replicated = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
+    key = jax.random.key(built.config.train.seed)
+    return jax.jit(functools.partial(state.init, built.task), out_shardings=replicated)(key)
+
+
+def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compiled:
+    """The programs of the loop, compiled, and the state they start from.
+
+    resume: `resume(payload) -> payload` puts the arrays of a checkpoint in place of {"state", "metrics"}.
+    """
+    start = time.perf_counter()
+    task, feed, place, mesh = built.task, built.feeds["train"], built.place, built.mesh
+    train_state = first_state(built)
+    window = feed.window(0, 1)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = jax.eval_shape(functools.partial(step.zero_metrics, task, feed), train_state, window)
+    fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=replicated).lower().compile()
+    metrics = fresh()
+    if resume is not None:
+        payload = replicate(resume({"state": train_state, "metrics": metrics}), mesh)
+        copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated)
+        train_state, metrics = (copy(payload)[k] for k in ("state", "metrics"))  # donated later: our own buffers
+
+    advance, memory = _advance(built, train_state, metrics, window)
+    norms = None
+    if built.config.observe.tensorboard and built.plan.norms_every < built.plan.steps:
+        with_norms = step.make_step(_with_norms(task))
+
+        def norms_of(train_state, window):
+            metrics = with_norms(train_state, place(feed.batch(window, train_state.step)))[1]
+            return {name: metric for name, metric in metrics.items() if "_norm/" in name}
+
+        norms = jax.jit(norms_of)
+    evaluate = {s: make_evaluate(task, f, place) for s, f in built.feeds.items() if s != "train"}
+    program = Program(advance, feed.window, fresh, evaluate.get("validation"), norms)
+    jax.block_until_ready(train_state)
+    return Compiled(program, train_state, metrics, evaluate, memory, time.perf_counter() - start)
+
+
+def _advance(built, train_state, metrics, window):
+    """`advance` of the loop's Program, ahead-of-time compiled, and XLA's memory analysis of it."""
+    body = step.make_body(built.task, built.feeds["train"], built.place)
+    chunk = step.make_chunk(built.task, built.feeds["train"], built.place)
+
+    def marked(f):
+        def g(*args):
+            train_state, metrics = f(*args)
+            return train_state, metrics, train_state.step + 0  # not donated: the host may wait for it
+
+        return jax.jit(g, donate_argnums=(0, 1))
+
+    count_on_device = functools.cache(lambda count: jax.device_put(np.int32(count)))
+    if built.config.train.loop == "loop":
+        compiled = marked(chunk).lower(train_state, metrics, window, count_on_device(1)).compile()
+
+        def advance(train_state, metrics, window, count):
+            return compiled(train_state, metrics, window, count_on_device(count))
+    else:
+        compiled = marked(body).lower(train_state, metrics, window).compile()
+
+        def advance(train_state, metrics, window, count):
+            mark = None
+            for _ in range(count):
+                train_state, metrics, mark = compiled(train_state, metrics, window)
+            return train_state, metrics, mark
+
+    analysis = compiled.memory_analysis()
+    names = {"arguments": "argument_size_in_bytes", "temporary": "temp_size_in_bytes", "outputs": "output_size_in_bytes"}
+    names |= {"donated": "alias_size_in_bytes", "code": "generated_code_size_in_bytes"}
+    memory = {name: int(getattr(analysis, attribute, 0)) for name, attribute in names.items()}
+    return advance, memory
+
+
+def _with_norms(part: Any) -> Any:
+    """The task with every learner in it asked for norms by leaf."""
+    if isinstance(part, Learner):
+        return dataclasses.replace(part, norms=True)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+        changed = {n: new for n, v in fields.items() if (new := _with_norms(v)) is not v}
+        return dataclasses.replace(part, **changed) if changed else part
+    return part
+
+
+def overfit(built: Built, steps: int = 500) -> list[tuple[int, float]]:
+    """Drive the first batch towards zero loss: [(step, mean loss since the last)].
+
+    The first check of any model: one that cannot learn one batch by heart is wired wrongly. Nothing is
+    turned off or changed; only the data is one batch.
+    """
+    feed = built.feeds["train"]
+    batch = jax.jit(feed.batch)(feed.window(0, 1), np.int32(0))
+    train_state, whole = first_state(built), Whole(batch)
+    advance = jax.jit(step.make_chunk(built.task, whole, built.place), donate_argnums=(0, 1))
+    losses, at = [], 0
+    while at < steps:
+        count = min(max(1, steps // 10), steps - at)
+        zero = step.zero_metrics(built.task, whole, train_state, batch)
+        train_state, metrics = advance(train_state, zero, batch, np.int32(count))
+        at += count
+        losses.append((at, scalars(read(metrics)).get("loss", float("nan"))))
+    return losses

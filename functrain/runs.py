@@ -1,0 +1,371 @@
+"""Run directories: train into one, resume it.
+
+    config.toml        the config, everything automatic written out; the run is a function of it
+    metrics.jsonl      a line for each step and split
+    result.json        what came out, and where the time went
+    environment.json   versions, devices, flags, the command
+    checkpoints/       the newest and the best
+    tensorboard/  figures/
+"""
+
+import dataclasses
+import fcntl
+import functools
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from functrain import config as configs
+from functrain import tree
+from functrain.config import ConfigError
+from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
+from functrain.metrics import read, scalars
+from functrain.observe import figures, flops
+from functrain.observe.console import ProgressLine, duration, fact_table, human, parameter_table, result_table
+from functrain.observe.events import JSONLines, history
+from functrain.observe.tensorboard import TensorBoard
+from functrain.parallel import replicate
+from functrain.precision import dtype_of
+from functrain.train import state
+from functrain.train.checkpoint import Directory, from_arrays
+from functrain.train.loop import Best, Seconds, run
+from functrain.train.stop import EXIT_STATUS, Stop
+from functrain.version import __version__
+
+FILES = ("config.toml", "metrics.jsonl", "result.json", "environment.json")
+
+
+def make_console() -> Console:
+    """A console on standard output; wide where it is no terminal, so that lines in a log stay whole."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
+def cache_folder() -> Path:
+    """Where functrain keeps what can be made again: FUNCTRAIN_CACHE, or ~/.cache/functrain."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FUNCTRAIN_CACHE") or Path(home) / "functrain")
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between processes. The command calls it; importing functrain does not."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# -- training -------------------------------------------------------------------------------------
+
+
+def train(
+    config: Experiment, out: Path, *, console: Console | None = None, stop: Stop | None = None, imported: float = 0.0
+) -> int:
+    """A new run in the directory `out`; nothing is written before config, data and model are known to fit.
+
+    imported: seconds spent on imports, for the account.
+
+    Returns:
+      The exit status: 0, or 75 and 130 where SIGTERM or Ctrl-C ended it with a checkpoint.
+
+    Raises:
+      ConfigError: the directory exists and is not empty, or the config is wrong.
+    """
+    console = console or make_console()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} exists; choose another, or go on with it: functrain train --resume {out}")
+    built = build(config)
+    show_before(console, built)
+    compiled = compile(built)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        (out / "config.toml").write_text(configs.dump(built.config))
+        (out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        return _train(built, compiled, out, console, stop, imported, resumed_at=None)
+
+
+def resume(
+    out: Path,
+    overrides: list[str] | tuple[str, ...] = (),
+    *,
+    console: Console | None = None,
+    stop: Stop | None = None,
+    imported: float = 0.0,
+) -> int:
+    """Go on with a run from its newest sound checkpoint; the result is bitwise that of the run uninterrupted.
+
+    Raises:
+      ConfigError: no run is there, another process has it, no checkpoint is sound, or an override changes what
+        may not change.
+    """
+    console = console or make_console()
+    source = _source(out)
+    old = configs.parse(Experiment, source)
+    new = configs.parse(Experiment, configs.override(source, overrides))
+    for key, (before, after) in configs.differences(old, new).items():
+        if not key.startswith(MAY_CHANGE):
+            may = ", ".join(k.rstrip(".") for k in MAY_CHANGE)
+            raise ConfigError(f"{key}: {before} in the run, {after} asked for; a resumed run may change only: {may}")
+    with _locked(out):
+        built = build(new)
+        if changed := configs.differences(new, built.config):
+            key, (before, after) = next(iter(changed.items()))
+            raise ConfigError(f"{key}: {before} in the run, {after} on this machine and data")
+        store = Directory(out / "checkpoints", monitor=built.monitor, mode=new.evaluate.mode)
+        found = store.load()
+        if found is None:
+            raise ConfigError(f"--resume: {out} has no sound checkpoint; begin again with another --out")
+        at, arrays = found
+        assert built.config.train.steps is not None
+        if at > built.config.train.steps:
+            raise ConfigError(f"train.steps: {built.config.train.steps}, but the run is at step {at} already")
+        show_before(console, built)
+        try:
+            compiled = compile(built, functools.partial(from_arrays, arrays))
+        except ValueError as error:
+            raise ConfigError(f"--resume: {out}: {error}") from None
+        (out / "config.toml").write_text(configs.dump(built.config))
+        console.print(f"resumed at step {at}")
+        return _train(built, compiled, out, console, stop, imported, resumed_at=at)
+
+
+def _train(built, compiled, out, console, stop, imported, resumed_at):
+    """The loop with its sinks, then the results."""
+    settings, plan = built.config, built.plan
+    best = Best(built.monitor, settings.evaluate.mode)
+    lines = JSONLines(out / "metrics.jsonl", resumed_at)
+    for entry in history(out / "metrics.jsonl"):
+        if entry["split"] == "validation":
+            best.see(entry["step"], {k: v for k, v in entry.items() if isinstance(v, (int, float))})
+    peak = flops.matmul_peak(dtype_of(settings.precision), cache_folder() / "peak.json")
+    progress = ProgressLine(
+        console,
+        steps=plan.steps,
+        at=resumed_at or 0,
+        batch=built.batch_size,
+        flops=built.flops,
+        peak=peak * built.mesh.size,
+        watch=settings.evaluate.monitor or "accuracy",
+    )
+    board = TensorBoard(out / "tensorboard", resumed_at) if settings.observe.tensorboard else None
+    sinks = [lines, progress, *([board] if board else [])]
+    store = Directory(out / "checkpoints", settings.checkpoint.keep, built.monitor, settings.evaluate.mode)
+    seconds = Seconds(compile=compiled.seconds)
+    try:
+        outcome = run(
+            compiled.program,
+            compiled.train_state,
+            compiled.metrics,
+            plan,
+            best=best,
+            sinks=sinks,
+            store=store,
+            stop=stop,
+            seconds=seconds,
+        )
+        store.close()
+    finally:
+        progress.close()
+        lines.close()
+    if outcome.ended == "stopped":
+        assert stop is not None and stop.signal is not None
+        if board:
+            board.close()
+        console.print(
+            f"{stop.signal.name}: stopped after step {outcome.step} with a checkpoint; "
+            f"go on with: functrain train --resume {out}"
+        )
+        return EXIT_STATUS[stop.signal]
+    result = _finish(built, compiled, outcome, best, store, seconds, out, imported, resumed_at or 0, peak)
+    if board:
+        reached = {f"{s}/{k}": v for s in ("final", "best", "test") for k, v in (result[s] or {}).items() if k != "step"}
+        board.hyperparameters(configs.flatten(settings), {k: v for k, v in reached.items() if v is not None})
+        board.close()
+    _show_after(console, result, out)
+    return 0
+
+
+def _finish(built, compiled, outcome, best, store, seconds, out, imported, began_at, peak) -> dict[str, Any]:
+    """The test read once, at the best step where validation chose one; result.json and the figures."""
+    settings, lines = built.config, history(out / "metrics.jsonl")
+    validation = {e["step"]: _metrics_of(e) for e in lines if e["split"] == "validation"}
+    chosen, train_state = outcome.step, outcome.train_state
+    if best.step is not None and best.step != outcome.step:
+        chosen = best.step
+        step_and_arrays = store.load(chosen)
+        payload = {"state": train_state, "metrics": compiled.program.fresh()}
+        train_state = replicate(from_arrays(step_and_arrays[1], payload)["state"], built.mesh)
+    start = time.perf_counter()
+    test, counts = None, None
+    if "test" in compiled.evaluate:
+        test = read(compiled.evaluate["test"](train_state))
+    elif "validation" in compiled.evaluate:
+        counts = read(compiled.evaluate["validation"](train_state)).get("confusion")
+    if test is not None:
+        counts = test.get("confusion")
+    seconds.evaluate += time.perf_counter() - start
+    steps = outcome.step - began_at
+    rate = steps / seconds.train if steps and seconds.train > 0 else None
+    result = {
+        "ended": outcome.ended,
+        "steps": outcome.step,
+        "final": _at(outcome.step, validation.get(outcome.step)),
+        "best": _at(best.step, validation.get(best.step)),
+        "test": _at(chosen, _finite(scalars(test)) if test is not None else None),
+        "train": _at(outcome.step, next((_metrics_of(e) for e in reversed(lines) if e["split"] == "train"), None)),
+        "monitor": built.monitor or None,
+        "parameters": sum(tree.size(p.params) for p in train_state.players.values()),
+        "skipped_steps": int(jax.device_get(state.skipped(outcome.train_state))),
+        "steps_per_s": rate,
+        "examples_per_s": rate and rate * built.batch_size,
+        "flops_per_step": built.flops,
+        "peak_flops_per_s": peak * built.mesh.size,
+        "peak_fraction": rate and rate * built.flops / (peak * built.mesh.size),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "seconds": {"import": imported} | dataclasses.asdict(seconds),
+    }
+    _write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if settings.observe.figures:
+        figures.curves({out.name: lines}, out / "figures" / "curves.png")
+        if counts is not None:
+            split = "test" if test is not None else "validation"
+            figures.confusion(counts, out / "figures" / "confusion.png", f"{split}, step {chosen}")
+    return result
+
+
+def _metrics_of(entry):
+    return {k: v for k, v in entry.items() if k not in ("step", "split")}
+
+
+def _finite(values):
+    return {k: v if np.isfinite(v) else None for k, v in values.items()}
+
+
+def _at(step, metrics):
+    return None if step is None or metrics is None else {"step": step} | metrics
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+class _locked:
+    """One process a run directory: a lock that ends with the process."""
+
+    def __init__(self, out: Path):
+        self._out = out
+
+    def __enter__(self):
+        self._file = open(self._out / ".lock", "w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(f"{self._out}: another process is training there") from None
+
+    def __exit__(self, *_):
+        self._file.close()
+
+
+# -- what a person sees ---------------------------------------------------------------------------
+
+
+def parameters_of(built: Built) -> list[tuple[str, tuple[int, ...], int]]:
+    """(path, shape, count) of every parameter; with the player's name where there are several."""
+    players = jax.eval_shape(lambda: state.init(built.task, jax.random.key(0))).players
+    several = len(players) > 1
+    return [
+        (f"{name}/{path}" if several else path, leaf.shape, leaf.size)
+        for name, player in players.items()
+        for path, leaf in tree.by_path(player.params).items()
+    ]
+
+
+def show_before(console: Console, built: Built) -> None:
+    """The table before the first step: parameters, device, FLOPs, memory, steps, data."""
+    train_state = jax.eval_shape(lambda: state.init(built.task, jax.random.key(0)))
+    settings, devices = built.config, built.mesh.devices.flat
+    console.print(parameter_table(parameters_of(built)))
+    facts = {
+        "device": f"{built.mesh.size} x {devices[0].device_kind} ({devices[0].platform}), jax {jax.__version__}",
+        "step": f"{human(built.flops, 'FLOP')} in matrix products, {settings.precision.kind}",
+        "memory": f"state {human(_nbytes(train_state), 'B')}",
+        "steps": f"{settings.train.steps}, {settings.train.chunk} a dispatch",
+    }
+    if built.dataset is not None:
+        splits = {s: built.dataset.split(s) for s in ("train", "validation", "test")}
+        counts = ", ".join(f"{len(next(iter(a.values()))):,} {s}" for s, a in splits.items() if a)
+        facts["data"] = f"{counts}; {built.batch_size} a step"
+        facts["memory"] += f", examples {human(sum(tree.nbytes(a) for a in splits.values() if a), 'B')}"
+    console.print(fact_table(facts))
+
+
+def _nbytes(shapes) -> int:
+    return tree.nbytes([x for x in jax.tree.leaves(shapes) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)])
+
+
+def _show_after(console: Console, result: dict[str, Any], out: Path) -> None:
+    if any(result[s] for s in ("final", "best", "test")):
+        console.print(result_table(result))
+    seconds = result["seconds"]
+    facts = {"steps": f"{result['steps']}" + (" (ended early)" if result["ended"] == "early" else "")}
+    if result["skipped_steps"]:
+        facts["skipped"] = f"{result['skipped_steps']} steps were not finite and changed nothing"
+    if result["steps_per_s"]:
+        speed = f"{human(result['examples_per_s'])} examples/s, " if result["examples_per_s"] else ""
+        facts["speed"] = f"{human(result['steps_per_s'])} steps/s, {speed}{result['peak_fraction']:.1%} of matmul peak"
+    facts["time"] = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
+    facts["run"] = f"{out}/  (config.toml, metrics.jsonl, result.json, checkpoints/, figures/, tensorboard/)"
+    console.print(fact_table(facts))
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, devices, flags and the command."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {}
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pydantic"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "functrain": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "packages": packages,
+        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
+        "flags": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("JAX_", "XLA_", "FUNCTRAIN_"))},
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+# -- reading a run --------------------------------------------------------------------------------
+
+
+def _source(out: Path) -> configs.Source:
+    if not (out / "config.toml").is_file():
+        raise ConfigError(f"{out}: no run is there (it has no config.toml)")
+    return configs.read(out / "config.toml")
+
+
+def read_config(out: Path) -> Experiment:
+    """The config of a run, everything written out.
+
+    Raises:
+      ConfigError: no run is there.
+    """
+    return configs.parse(Experiment, _source(out))

@@ -1,0 +1,156 @@
+"""Trained models: a run as a function, its metrics on a split, inputs from files."""
+
+import csv
+import dataclasses
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from functrain.config import ConfigError
+from functrain.experiment import Experiment, assemble, build
+from functrain.metrics import read, scalars
+from functrain.parallel import replicate
+from functrain.runs import read_config
+from functrain.train import state
+from functrain.train.checkpoint import Directory, from_arrays
+from functrain.train.evaluate import make_evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model as a function: `model(x)` gives its outputs.
+
+    config: of its run. step: whose weights these are. train_state: all of it.
+    """
+
+    config: Experiment
+    task: Any
+    step: int
+    train_state: Any
+    apply: Callable[[Any], Any]
+
+    @property
+    def params(self) -> Any:
+        """The parameters, a plain tree of arrays; by player where there are several."""
+        players = {name: player.params for name, player in self.train_state.players.items()}
+        return players["model"] if set(players) == {"model"} else players
+
+    def __call__(self, x: Any) -> Any:
+        """The model's outputs for raw inputs x [n, ...], prepared as in training."""
+        return self.apply(x)
+
+    def predict(self, x: Any) -> dict[str, Any]:
+        """What the task makes of the outputs: class and probability, or the prediction."""
+        return self.task.predict(self.apply(x))
+
+    def rows(self, x: np.ndarray, batch_size: int = 1024) -> Iterator[dict[str, Any]]:
+        """`predict`, an example at a time, as plain Python values."""
+        for start in range(0, len(x), batch_size):
+            found = jax.device_get(self.predict(x[start : start + batch_size]))
+            for i in range(len(x[start : start + batch_size])):
+                yield {name: values[i].tolist() for name, values in found.items()}
+
+
+def load(out: str | Path, step: int | None = None) -> Trained:
+    """The trained model of a run, without its data: the best step where validation chose one, else the newest.
+
+    Raises:
+      ConfigError: no run, no sound checkpoint, no such step, or a task that is not one model with one loss.
+    """
+    out = Path(out)
+    settings = read_config(out)
+    _, task = assemble(settings, None)
+    monitor = settings.evaluate.monitor or "loss"
+    store = Directory(out / "checkpoints", monitor=monitor, mode=settings.evaluate.mode)
+    try:
+        found = store.load(store.best() if step is None else step)
+    except OSError as error:
+        raise ConfigError(f"{out}: checkpoint: {error}") from None
+    if found is None:
+        raise ConfigError(f"{out}: no sound checkpoint")
+    at, arrays = found
+    like = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
+    arrays = {path.removeprefix("state/"): a for path, a in arrays.items() if path.startswith("state/")}
+    try:
+        train_state = from_arrays(arrays, like)
+    except ValueError as error:
+        raise ConfigError(f"{out}: {error}") from None
+    if not hasattr(task, "outputs_of"):
+        raise ConfigError(f"{out}: a task of kind {settings.task.kind!r} is no single function to load")
+    prepare = settings.data.prepare if settings.data else lambda batch: batch
+    outputs = jax.jit(lambda ts, x: task.outputs_of(ts, prepare({"x": x})["x"]))
+    return Trained(settings, task, at, train_state, lambda x: outputs(train_state, x))
+
+
+def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[str, Any]:
+    """A run's metrics on a split: {"step", "split", metrics by name}.
+
+    Raises:
+      ConfigError: no run, or its data has no such split.
+    """
+    trained = load(out, step)
+    built = build(trained.config)
+    if split not in built.feeds:
+        raise ConfigError(f"--split: found {split!r}; the run has: {', '.join(built.feeds)}")
+    feed = built.feeds[split]
+    if split == "train":
+        feed = dataclasses.replace(next(f for s, f in built.feeds.items() if s != "train"), arrays=feed.arrays)
+    train_state = replicate(trained.train_state, built.mesh)
+    metrics = make_evaluate(built.task, feed, built.place)(train_state)
+    return {"step": trained.step, "split": split} | {k: v if math.isfinite(v) else None for k, v in scalars(read(metrics)).items()}
+
+
+def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Inputs [n, *shape] from a file, or from standard input for "-".
+
+    .npy      an array [n, ...]
+    .npz      its array x, or x_test
+    .csv      a row of numbers for each example; a first row that is none is taken as names
+    .jsonl    (and "-") a line for each example: a list, or an object with "x"
+
+    An example may be flat; it is given its shape.
+
+    Raises:
+      ConfigError: no such file, not readable as what its name says, or another number of values.
+    """
+    try:
+        kind = ".jsonl" if path == "-" else Path(path).suffix
+        if kind == ".npy":
+            x = np.load(path, allow_pickle=False)
+        elif kind == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                x = file["x" if "x" in file.files else "x_test"]
+        elif kind == ".csv":
+            x = np.array(list(_csv_rows(path)))
+        elif kind in (".json", ".jsonl"):
+            lines = (sys.stdin if path == "-" else Path(path).open()).read().splitlines()
+            rows = [json.loads(line) for line in lines if line.strip()]
+            x = np.array([row["x"] if isinstance(row, dict) else row for row in rows], np.float32)
+        else:
+            raise ConfigError(f"{path}: expected a file .npy, .npz, .csv or .jsonl, or - for standard input")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path}: cannot be read as inputs: {error}") from None
+    if x.dtype.kind not in "biuf" or x.ndim == 0 or len(x) == 0:
+        raise ConfigError(f"{path}: holds no numbers")
+    if math.prod(x.shape[1:]) != math.prod(shape):
+        raise ConfigError(f"{path}: examples of shape {list(x.shape[1:])}; the model takes {list(shape)}")
+    return x.reshape(-1, *shape)
+
+
+def _csv_rows(path) -> Iterator[list[float]]:
+    with open(path, newline="") as file:
+        for number, row in enumerate(csv.reader(file)):
+            try:
+                yield [float(cell) for cell in row]
+            except ValueError:
+                if number:
+                    raise ValueError(f"line {number + 1} is not all numbers") from None
