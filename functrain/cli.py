@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model, or go on with a run")
     train.add_argument("arguments", nargs="*", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     train.add_argument("--resume", metavar="RUN", type=Path, help="go on with this run directory, in place of CONFIG")
-    train.add_argument("--out", metavar="DIR", type=Path, help="the run directory; else runs/NAME, numbered if it exists")
+    train.add_argument("--out", metavar="DIR", type=Path, help="the run directory; else runs/NAME, numbered")
 
     evaluate = commands.add_parser("eval", help="metrics of a trained model on a split, as a line of JSON")
     evaluate.add_argument("run", metavar="RUN", type=Path)
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="everything but running: parameters, FLOPs, memory")
     inspect.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
-    inspect.add_argument("--overfit", action="store_true", help="drive one batch to zero loss; exit status 1 if it will not")
+    inspect.add_argument("--overfit", action="store_true", help="drive one batch to zero loss; status 1 if it will not")
 
     compare = commands.add_parser("compare", help="runs side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", type=Path)

@@ -252,7 +252,8 @@ def _explain(cls, mistake) -> tuple[str, str]:
         return dotted, f"{dotted + ': ' if dotted else ''}{context['error']}"
     if kind == "dataclass_type":
         return dotted, f"{dotted}: found {found}; expected a table"
-    expected = mistake["msg"].removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")
+    expected = mistake["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
+    expected = expected.replace("a integer", "an integer")
     meant = ""
     if kind == "literal_error" and isinstance(value, str):
         meant = _meant(value, [w.strip(" '") for w in context["expected"].replace(" or ", ",").split(",")])

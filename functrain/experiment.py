@@ -1,8 +1,8 @@
 """The root config, and `build`: the one file that knows every part.
 
-    Experiment                  the config of a run, as TOML sections
-    build(config)    -> Built   data loaded, task put together, everything that was automatic written out
-    compile(built)   -> Compiled   the first train state and the programs of the loop
+Experiment                  the config of a run, as TOML sections
+build(config)    -> Built   data loaded, task put together, everything that was automatic written out
+compile(built)   -> Compiled   the first train state and the programs of the loop
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functrain import tree
 from functrain.config import ConfigError, configclass
 from functrain.data import AnyData, Dataset, InOrder, Memory, Whole
 from functrain.metrics import read, scalars
@@ -29,7 +28,8 @@ from functrain.tasks import AnyTask
 from functrain.train import state, step
 from functrain.train.checkpoint import Checkpoint
 from functrain.train.evaluate import Evaluate, make_evaluate
-from functrain.train.loop import Plan, Program, Train
+from functrain.train.loop import Plan, Train
+from functrain.train.program import Program, compile_program
 
 
 @configclass
@@ -176,7 +176,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         if batch_size > n:
             raise ConfigError(f"data.batch_size: found {batch_size}; there are {n} training examples")
         if batch_size % train.accumulate:
-            raise ConfigError(f"train.accumulate: {batch_size} examples cannot be cut into {train.accumulate} equal parts")
+            raise ConfigError(f"train.accumulate: found {train.accumulate}; it does not divide a batch of {batch_size}")
         epoch = n // batch_size
     steps = train.steps
     if train.epochs is not None:
@@ -236,8 +236,9 @@ def _monitor(config: Experiment, task: Any, feeds: dict[str, Any], train_state: 
 class Compiled:
     """A built experiment, ready to run.
 
+    program: of the loop.
     train_state, metrics: where it starts.
-    memory: XLA's analysis of the step program, bytes by name.
+    evaluate: split -> `evaluate(train_state)`.
     seconds: spent on tracing and compiling.
     """
 
@@ -245,7 +246,6 @@ class Compiled:
     train_state: Any
     metrics: Any
     evaluate: dict[str, Callable[[Any], Any]]
-    memory: dict[str, int]
     seconds: float
 
 
@@ -262,77 +262,28 @@ def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compile
     resume: `resume(payload) -> payload` puts the arrays of a checkpoint in place of {"state", "metrics"}.
     """
     start = time.perf_counter()
-    task, feed, place, mesh = built.task, built.feeds["train"], built.place, built.mesh
+    task, place = built.task, built.place
+    evaluate = {split: make_evaluate(task, feed, place) for split, feed in built.feeds.items() if split != "train"}
     train_state = first_state(built)
-    window = feed.window(0, 1)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shapes = jax.eval_shape(functools.partial(step.zero_metrics, task, feed), train_state, window)
-    fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=replicated).lower().compile()
-    metrics = fresh()
+    replicated = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
+    program = compile_program(
+        task,
+        built.feeds["train"],
+        train_state,
+        loop=built.config.train.loop,
+        place=place,
+        sharding=replicated,
+        evaluate=evaluate.get("validation"),
+        norms=bool(built.plan.norms_every),
+    )
+    metrics = program.fresh()
     if resume is not None:
-        payload = replicate(resume({"state": train_state, "metrics": metrics}), mesh)
+        payload = replicate(resume({"state": train_state, "metrics": metrics}), built.mesh)
         copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated)
-        train_state, metrics = (copy(payload)[k] for k in ("state", "metrics"))  # donated later: our own buffers
-
-    advance, memory = _advance(built, train_state, metrics, window)
-    norms = None
-    if built.config.observe.tensorboard and built.plan.norms_every < built.plan.steps:
-        with_norms = step.make_step(_with_norms(task))
-
-        def norms_of(train_state, window):
-            metrics = with_norms(train_state, place(feed.batch(window, train_state.step)))[1]
-            return {name: metric for name, metric in metrics.items() if "_norm/" in name}
-
-        norms = jax.jit(norms_of)
-    evaluate = {s: make_evaluate(task, f, place) for s, f in built.feeds.items() if s != "train"}
-    program = Program(advance, feed.window, fresh, evaluate.get("validation"), norms)
+        own = copy(payload)  # donated later: no buffer of the host's arrays
+        train_state, metrics = own["state"], own["metrics"]
     jax.block_until_ready(train_state)
-    return Compiled(program, train_state, metrics, evaluate, memory, time.perf_counter() - start)
-
-
-def _advance(built, train_state, metrics, window):
-    """`advance` of the loop's Program, ahead-of-time compiled, and XLA's memory analysis of it."""
-    body = step.make_body(built.task, built.feeds["train"], built.place)
-    chunk = step.make_chunk(built.task, built.feeds["train"], built.place)
-
-    def marked(f):
-        def g(*args):
-            train_state, metrics = f(*args)
-            return train_state, metrics, train_state.step + 0  # not donated: the host may wait for it
-
-        return jax.jit(g, donate_argnums=(0, 1))
-
-    count_on_device = functools.cache(lambda count: jax.device_put(np.int32(count)))
-    if built.config.train.loop == "loop":
-        compiled = marked(chunk).lower(train_state, metrics, window, count_on_device(1)).compile()
-
-        def advance(train_state, metrics, window, count):
-            return compiled(train_state, metrics, window, count_on_device(count))
-    else:
-        compiled = marked(body).lower(train_state, metrics, window).compile()
-
-        def advance(train_state, metrics, window, count):
-            mark = None
-            for _ in range(count):
-                train_state, metrics, mark = compiled(train_state, metrics, window)
-            return train_state, metrics, mark
-
-    analysis = compiled.memory_analysis()
-    names = {"arguments": "argument_size_in_bytes", "temporary": "temp_size_in_bytes", "outputs": "output_size_in_bytes"}
-    names |= {"donated": "alias_size_in_bytes", "code": "generated_code_size_in_bytes"}
-    memory = {name: int(getattr(analysis, attribute, 0)) for name, attribute in names.items()}
-    return advance, memory
-
-
-def _with_norms(part: Any) -> Any:
-    """The task with every learner in it asked for norms by leaf."""
-    if isinstance(part, Learner):
-        return dataclasses.replace(part, norms=True)
-    if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
-        changed = {n: new for n, v in fields.items() if (new := _with_norms(v)) is not v}
-        return dataclasses.replace(part, **changed) if changed else part
-    return part
+    return Compiled(program, train_state, metrics, evaluate, time.perf_counter() - start)
 
 
 def overfit(built: Built, steps: int = 500) -> list[tuple[int, float]]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from functrain.data import Arrays, dataset
 from functrain.experiment import Experiment, build, compile
@@ -15,7 +14,7 @@ from functrain.observe import Observe
 from functrain.optim import AdamW
 from functrain.precision import Float32
 from functrain.tasks import Classification, OneLoss, Regression
-from functrain.train.checkpoint import InMemory
+from functrain.train.checkpoint import InMemory, from_arrays
 from functrain.train.evaluate import Evaluate
 from functrain.train.loop import Best, Train, run
 from functrain.trained import Trained
@@ -139,6 +138,7 @@ def fit(
     )
     step, train_state = outcome.step, outcome.train_state
     if store.best is not None:
-        step, train_state = store.best[0], store.best[1]["state"]
+        payload = {"state": train_state, "metrics": compiled.program.fresh()}
+        step, train_state = store.best[0], from_arrays(store.best[1], payload)["state"]
     outputs = jax.jit(lambda ts, x: built.task.outputs_of(ts, x))
     return Fitted(built.config, built.task, step, train_state, lambda x: outputs(train_state, x), tuple(memory.lines))

@@ -59,7 +59,8 @@ def inspect(console: Console, built: Built, *, try_overfit: bool = False) -> boo
     """
     show_before(console, built)
     compiled = compile(built)
-    console.print(fact_table({"XLA memory": ", ".join(f"{n} {human(b, 'B')}" for n, b in compiled.memory.items())}))
+    memory = ", ".join(f"{name} {human(size, 'B')}" for name, size in compiled.program.memory.items())
+    console.print(fact_table({"XLA memory": memory}))
     train_state = jax.eval_shape(lambda: state.init(built.task, jax.random.key(0)))
     steps = built.plan.steps
     for name, learner in built.task.learners.items():

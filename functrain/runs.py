@@ -1,11 +1,11 @@
 """Run directories: train into one, resume it.
 
-    config.toml        the config, everything automatic written out; the run is a function of it
-    metrics.jsonl      a line for each step and split
-    result.json        what came out, and where the time went
-    environment.json   versions, devices, flags, the command
-    checkpoints/       the newest and the best
-    tensorboard/  figures/
+config.toml        the config, everything automatic written out; the run is a function of it
+metrics.jsonl      a line for each step and split
+result.json        what came out, and where the time went
+environment.json   versions, devices, flags, the command
+checkpoints/       the newest and the best
+tensorboard/  figures/
 """
 
 import dataclasses
@@ -177,7 +177,8 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         progress.close()
         lines.close()
     if outcome.ended == "stopped":
-        assert stop is not None and stop.signal is not None
+        assert stop is not None
+        assert stop.signal is not None
         if board:
             board.close()
         console.print(
@@ -187,7 +188,7 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         return EXIT_STATUS[stop.signal]
     result = _finish(built, compiled, outcome, best, store, seconds, out, imported, resumed_at or 0, peak)
     if board:
-        reached = {f"{s}/{k}": v for s in ("final", "best", "test") for k, v in (result[s] or {}).items() if k != "step"}
+        reached = {f"{part}/{k}": v for part in ("final", "best", "test") for k, v in (result[part] or {}).items()}
         board.hyperparameters(configs.flatten(settings), {k: v for k, v in reached.items() if v is not None})
         board.close()
     _show_after(console, result, out)

@@ -103,8 +103,9 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     if split == "train":
         feed = dataclasses.replace(next(f for s, f in built.feeds.items() if s != "train"), arrays=feed.arrays)
     train_state = replicate(trained.train_state, built.mesh)
-    metrics = make_evaluate(built.task, feed, built.place)(train_state)
-    return {"step": trained.step, "split": split} | {k: v if math.isfinite(v) else None for k, v in scalars(read(metrics)).items()}
+    values = scalars(read(make_evaluate(built.task, feed, built.place)(train_state)))
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {"step": trained.step, "split": split} | finite
 
 
 def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -130,8 +131,8 @@ def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:
         elif kind == ".csv":
             x = np.array(list(_csv_rows(path)))
         elif kind in (".json", ".jsonl"):
-            lines = (sys.stdin if path == "-" else Path(path).open()).read().splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
+            text = sys.stdin.read() if path == "-" else Path(path).read_text()
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
             x = np.array([row["x"] if isinstance(row, dict) else row for row in rows], np.float32)
         else:
             raise ConfigError(f"{path}: expected a file .npy, .npz, .csv or .jsonl, or - for standard input")

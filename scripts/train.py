@@ -1,6 +1,6 @@
 """Train from a config, in Python: what `functrain train CONFIG [key=value ...]` does, to copy and change.
 
-    python scripts/train.py configs/digits_mlp.toml train.epochs=5
+python scripts/train.py configs/digits_mlp.toml train.epochs=5
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Estimators turn an objective into gradients: `estimator(objective, params, key) -> (gradients, value, (state, metrics))`."""
+"""Estimators turn an objective into gradients:
+
+estimator(objective, params, key) -> (gradients, value, (state, metrics))
+"""
 
 from dataclasses import dataclass
 

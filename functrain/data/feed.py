@@ -1,11 +1,11 @@
 """Feeds: how batches reach the device.
 
-    window(step, count) -> arrays    on the host: what the steps [step, step + count) need, put on the device
-    batch(window, step) -> batch     pure and traced: one step's batch out of the window
+window(step, count) -> arrays    on the host: what the steps [step, step + count) need, put on the device
+batch(window, step) -> batch     pure and traced: one step's batch out of the window
 
-    Memory    all examples on the device; a step gathers its own (nothing travels)
-    Stream    rows read on the host for one chunk at a time; the same order
-    Whole     the same batch at each step: full-batch methods, and {} for an environment
+Memory    all examples on the device; a step gathers its own (nothing travels)
+Stream    rows read on the host for one chunk at a time; the same order
+Whole     the same batch at each step: full-batch methods, and {} for an environment
 """
 
 from collections.abc import Callable

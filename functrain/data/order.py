@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def shuffled(seed: Any, epoch: Any, i: Any, n: int, xp: Any = jnp) -> Any:
@@ -30,14 +31,22 @@ def shuffled(seed: Any, epoch: Any, i: Any, n: int, xp: Any = jnp) -> Any:
         x = (x ^ (x >> u(15))) * u(0x846CA68B)
         return x ^ (x >> u(16))
 
+    def swap_or_not(i, constants):
+        k, salt = constants
+        partner = k + (u(n) - i)
+        partner = xp.minimum(partner, partner - u(n))  # mod n without a division: below n the difference wraps round
+        return xp.where(mix(xp.maximum(i, partner) ^ salt) & u(1), partner, i)
+
     with np.errstate(over="ignore"):  # unsigned arithmetic wraps by design
-        i = i.astype(u)
         start = mix(xp.asarray(seed).astype(u) ^ mix(xp.asarray(epoch).astype(u) + u(0x9E3779B9)))
-        for r in range(4 * max(n - 1, 1).bit_length()):
-            k = mix(start + u(2 * r)) % u(n)
-            partner = (k + u(n) - i) % u(n)
-            swap = mix(xp.maximum(i, partner) ^ mix(start + u(2 * r + 1))) & u(1)
-            i = xp.where(swap, partner, i)
+        rounds = xp.arange(4 * max(n - 1, 1).bit_length(), dtype=u)
+        k, salt = mix(start + u(2) * rounds) % u(n), mix(start + u(2) * rounds + u(1))
+        i = i.astype(u)
+        if xp is np:
+            for constants in zip(k, salt):
+                i = swap_or_not(i, constants)
+        else:  # a loop: unrolled, it took XLA seconds to compile and ran no faster
+            i = lax.scan(lambda i, c: (swap_or_not(i, c), None), i, (k, salt))[0]
         return i.astype(xp.int32)
 
 

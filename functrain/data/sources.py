@@ -195,10 +195,14 @@ class Npz:
             splits["train"] = {k: a for k, a in arrays.items() if k in ("x", "y", "mask")}
         if "x" not in splits["train"]:
             raise ConfigError(f"data.path: {path} holds {', '.join(arrays) or 'nothing'}; expected x or x_train")
-        ours = {"validation": 0.0 if splits["validation"] else self.validation, "test": 0.0 if splits["test"] else self.test}
         name = f"data.path: {path}"
-        whole = dataset(name, {"train": splits["train"]}, self.classes)  # checked before it is split: rows keep their index
-        parts = split_at_random(whole.train, **ours, seed=self.split_seed)
+        whole = dataset(name, {"train": splits["train"]}, self.classes)  # checked before rows change their index
+        parts = split_at_random(
+            whole.train,
+            validation=0.0 if splits["validation"] else self.validation,
+            test=0.0 if splits["test"] else self.test,
+            seed=self.split_seed,
+        )
         parts |= {s: splits[s] for s in ("validation", "test") if splits[s]}
         return dataset(name, parts, self.classes or whole.classes)
 

@@ -1,11 +1,11 @@
 """The multi-layer perceptron: linear layers with an activation between them."""
 
 import dataclasses
+import itertools
 import math
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from functrain.config import Count, Fraction, Size, configclass
 from functrain.layers import activations, dropout, initializers, layer_norm, linear
@@ -18,7 +18,7 @@ class MLP:
 
     >>> model = MLP(inputs=(8, 8), outputs=10, hidden=(32,))
     >>> params, state = model.init(jax.random.key(0))
-    >>> logits, state = model.apply(params, state, jnp.zeros((5, 8, 8)))
+    >>> logits, state = model.apply(params, state, jax.numpy.zeros((5, 8, 8)))
     >>> logits.shape
     (5, 10)
     """
@@ -57,7 +57,7 @@ class MLP:
         """`({"layer0": {"kernel", "bias"}, "norm0": {"scale", "bias"}, ...}, {})`."""
         sizes = (math.prod(self.inputs), *self.hidden, self.outputs)
         params = {}
-        for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+        for i, (n, m) in enumerate(itertools.pairwise(sizes)):
             params[f"layer{i}"] = linear.init(
                 jax.random.fold_in(key, i), n, m, kernel_init=self.kernel_init, bias_init=self.bias_init
             )

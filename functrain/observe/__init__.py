@@ -12,4 +12,4 @@ class Observe:
     figures: bool = True
     """Whether figures/ is drawn at the end."""
     norms_every: Count = 0
-    """Steps between norms of gradient, update and parameters by layer (one extra step each); 0 is a twentieth of the run."""
+    """Steps between norms of gradient, update and parameters by layer, an extra step each; 0 is a 20th of the run."""

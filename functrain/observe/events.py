@@ -26,8 +26,8 @@ class Sink(Protocol):
 class JSONLines:
     """metrics.jsonl: a line for each step and split, {"step", "split", "loss", metrics by name}.
 
-    A number that is not finite is null, so that every line is JSON. Nothing in it depends on time or place: two runs of one
-    config write the same bytes. Norms by parameter go to TensorBoard alone.
+    A number that is not finite is null, so that every line is JSON. Nothing in it depends on time or place: two runs
+    of one config write the same bytes. Norms by parameter go to TensorBoard alone.
     """
 
     def __init__(self, path: Path, resume_at: int | None = None):
@@ -37,7 +37,7 @@ class JSONLines:
             partial = path.with_suffix(".partial")
             partial.write_text("".join(_line(entry) for entry in kept))
             partial.replace(path)
-        self._file: TextIO = open(path, "a")
+        self._file: TextIO = open(path, "a")  # noqa: SIM115 - closed by close()
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """Write a line."""

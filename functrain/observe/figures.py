@@ -20,7 +20,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]):
 
 
 def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
-    """A panel for each metric against the step: training grey, validation blue; several runs in colours, validation solid.
+    """A panel for each metric against the step: training grey, validation blue; several runs in a colour each.
 
     runs: name -> the lines of its metrics.jsonl.
     """
@@ -51,7 +51,7 @@ def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if values and min(values) > 0 and max(values) / min(values) > 50:
+        if name != "learning_rate" and values and min(values) > 0 and max(values) / min(values) > 50:
             axis.set_yscale("log")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8, frameon=False)

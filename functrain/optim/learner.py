@@ -64,7 +64,9 @@ class Learner:
         """The parameters that evaluation uses."""
         return player.params
 
-    def update(self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array) -> tuple[Player, Any, dict[str, Any]]:
+    def update(
+        self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array
+    ) -> tuple[Player, Any, dict[str, Any]]:
         """One improvement. Where loss or gradient is not finite, nothing changes but `skipped` and the loss scale.
 
         Returns:

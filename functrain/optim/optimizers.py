@@ -38,7 +38,7 @@ class _Optimizer(ABC):
     weight_decay: NonNegative = 0.0
     """Decay of the weights: decoupled for adamw, an L2 penalty for sgd and adam; 0 is off."""
     decay: tuple[str, ...] = ()
-    """Patterns of the parameters that decay (searched in paths such as layer0/kernel); empty: all with two or more axes."""
+    """Patterns of the parameters that decay, searched in paths such as layer0/kernel; empty: all of two axes or more."""
     clip_norm: NonNegative = 0.0
     """Largest norm of the whole gradient; a larger one is scaled down to it; 0 is off."""
 

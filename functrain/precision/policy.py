@@ -1,8 +1,8 @@
 """Precision policies: which dtype parameters, computation and outputs have. A policy turns a loss into a loss.
 
 Parameters are kept in float32 and updated there; a 16-bit policy casts them, and the batch's inputs, on the way
-into the loss, so that the layers compute in that dtype (see `functrain.layers`). Norms, softmax, losses and every sum stay
-in at least float32, and so do the entries of a batch named in `EXACT`.
+into the loss, so that the layers compute in that dtype (see `functrain.layers`). Norms, softmax, losses and every
+sum stay in at least float32, and so do the entries of a batch named in `EXACT`.
 """
 
 from typing import Any, Literal
@@ -80,7 +80,7 @@ class BFloat16:
 
 @configclass
 class Float16:
-    """Compute in float16, parameters in float32, with a dynamic loss scale that keeps small gradients from vanishing."""
+    """Compute in float16, parameters in float32; a dynamic loss scale keeps small gradients from vanishing."""
 
     kind: Literal["float16"] = "float16"
     initial_scale: Positive = 65536.0

@@ -30,5 +30,5 @@ class CustomTask:
         if lacking:
             raise ConfigError(f"task.target: {self.target} returned no task: it lacks {', '.join(lacking)}")
         if not dataclasses.is_dataclass(task):
-            raise ConfigError(f"task.target: {self.target} returned {type(task).__name__}; a task is a frozen dataclass")
+            raise ConfigError(f"task.target: {self.target} returned {type(task).__name__}, which is no dataclass")
         return task

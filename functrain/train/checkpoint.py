@@ -47,18 +47,18 @@ class Store(Protocol):
 
 @dataclass
 class InMemory:
-    """The best checkpoint, on the host: for a run without a directory."""
+    """The arrays of the best checkpoint, on the host: for a run without a directory."""
 
     monitor: str
     mode: str
-    best: tuple[int, Any] | None = None
+    best: tuple[int, Arrays] | None = None
     value: float = field(default=np.nan)
 
     def save(self, step: int, payload: Any, validation: dict[str, float]) -> None:
         """Keep it if it is the best so far."""
         value = validation.get(self.monitor)
         if value is not None and (self.best is None or better(value, self.value, self.mode)):
-            self.best, self.value = (step, jax.device_get(payload)), value
+            self.best, self.value = (step, to_arrays(payload)), value
 
 
 def better(value: float, than: float, mode: str) -> bool:

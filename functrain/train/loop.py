@@ -6,7 +6,7 @@ and at most two chunks are in flight. It waits where it must know: at an evaluat
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from functrain.config import ConfigError, Count, Positive, Size, configclass
 from functrain.metrics import read, scalars
 from functrain.observe.events import Sink
 from functrain.train.checkpoint import Store, better
+from functrain.train.program import Program
 from functrain.train.stop import Stop
 
 
@@ -73,24 +74,6 @@ class Plan:
     def due(self, every: int, at: int) -> bool:
         """Whether something that happens each `every` steps, and at the end, happens after step `at`."""
         return bool(every) and (at % every == 0 or at == self.steps)
-
-
-@dataclass(frozen=True)
-class Program:
-    """The compiled parts of a run.
-
-    advance(train_state, metrics, window, count) -> (train_state, metrics, mark): dispatches; `mark` is ready when it has run.
-    window(step, count) -> arrays for those steps.
-    fresh() -> a zero running sum of metrics.
-    evaluate(train_state) -> metrics of the validation examples, or None where there are none.
-    norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
-    """
-
-    advance: Callable[..., Any]
-    window: Callable[[int, int], Any]
-    fresh: Callable[[], Any]
-    evaluate: Callable[[Any], Any] | None = None
-    norms: Callable[[Any, Any], Any] | None = None
 
 
 @dataclass

@@ -28,7 +28,8 @@ def init(task: Any, key: jax.Array, sweep: Mapping[str, Any] | None = None) -> T
     Args:
       task: see functrain.tasks.base.
       key: of the whole run.
-      sweep: live numbers to set, by path: {"learner.optimizer.peak_lr": 0.1}; an axis of them under vmap is a population.
+      sweep: live numbers to set, by path: {"learner.optimizer.peak_lr": 0.1}; under vmap, an axis of them is a
+        population.
     """
     numbers = live.arrays(task, sweep)
     task = live.bind(task, numbers)

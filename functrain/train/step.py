@@ -1,8 +1,8 @@
-"""Step and chunk: pure functions, and the rules by which a program is chosen. No task, model or optimizer is known here.
+"""Step and chunk: pure functions, and the rules by which a program is chosen. No task or model is known here.
 
-    step(train_state, batch)                       -> (train_state, metrics)
-    body(train_state, metrics, window)             -> (train_state, metrics)      a step on the feed's own batch
-    chunk(train_state, metrics, window, count)     -> (train_state, metrics)      `count` of them, count traced
+step(train_state, batch)                       -> (train_state, metrics)
+body(train_state, metrics, window)             -> (train_state, metrics)      a step on the feed's own batch
+chunk(train_state, metrics, window, count)     -> (train_state, metrics)      `count` of them, count traced
 """
 
 from collections.abc import Callable

@@ -1,0 +1,113 @@
+"""The compiled parts of a run: what the loop dispatches."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from functrain import tree
+from functrain.data.feed import as_is
+from functrain.optim import Learner
+from functrain.train import step
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled parts of a run.
+
+    advance(train_state, metrics, window, count) -> (train_state, metrics, mark): dispatches `count` steps; both states
+      are donated, and `mark` is ready when the steps have run.
+    window(step, count) -> arrays for those steps.
+    fresh() -> a zero running sum of metrics.
+    evaluate(train_state) -> metrics of the validation examples, or None where there are none.
+    norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
+    memory: XLA's analysis of `advance`, bytes by name.
+    """
+
+    advance: Callable[..., Any]
+    window: Callable[[int, int], Any]
+    fresh: Callable[[], Any]
+    evaluate: Callable[[Any], Any] | None = None
+    norms: Callable[[Any, Any], Any] | None = None
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+def compile_program(
+    task: Any,
+    feed: Any,
+    train_state: Any,
+    *,
+    loop: str = "loop",
+    place: Callable[[Any], Any] = as_is,
+    sharding: Any = None,
+    evaluate: Callable[[Any], Any] | None = None,
+    norms: bool = False,
+) -> Program:
+    """Compile the steps of a task, ahead of time.
+
+    Args:
+      task, feed: whose steps, on which batches.
+      train_state: the first one, for its shapes and placement; it is not touched.
+      loop: "loop", many steps in one program, or "step", a dispatch a step.
+      place: cuts a batch over devices.
+      sharding: where a fresh sum of metrics lies; None is the default device.
+      evaluate, norms: see Program; `norms` says whether there are any.
+    """
+    window = feed.window(0, 1)
+    shapes = jax.eval_shape(functools.partial(step.zero_metrics, task, feed), train_state, window)
+    fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=sharding).lower().compile()
+    on_device = functools.cache(lambda count: jax.device_put(np.int32(count)))
+
+    def marked(f):
+        def g(*arguments):
+            train_state, metrics = f(*arguments)
+            return train_state, metrics, train_state.step + 0  # another buffer, not donated: the host may wait for it
+
+        return jax.jit(g, donate_argnums=(0, 1))
+
+    if loop == "loop":
+        steps = marked(step.make_chunk(task, feed, place)).lower(train_state, fresh(), window, on_device(1)).compile()
+
+        def advance(train_state, metrics, window, count):
+            return steps(train_state, metrics, window, on_device(count))
+    else:
+        steps = marked(step.make_body(task, feed, place)).lower(train_state, fresh(), window).compile()
+
+        def advance(train_state, metrics, window, count):
+            mark = train_state.step
+            for _ in range(count):
+                train_state, metrics, mark = steps(train_state, metrics, window)
+            return train_state, metrics, mark
+
+    return Program(advance, feed.window, fresh, evaluate, _norms(task, feed, place) if norms else None, _memory(steps))
+
+
+def _norms(task, feed, place):
+    with_norms = step.make_step(_asked_for_norms(task))
+
+    def norms(train_state, window):
+        metrics = with_norms(train_state, place(feed.batch(window, train_state.step)))[1]
+        return {name: metric for name, metric in metrics.items() if "_norm/" in name}
+
+    return jax.jit(norms)
+
+
+def _asked_for_norms(part):
+    """The task with every learner in it asked for norms by leaf."""
+    if isinstance(part, Learner):
+        return dataclasses.replace(part, norms=True)
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+        changed = {n: new for n, v in fields.items() if (new := _asked_for_norms(v)) is not v}
+        return dataclasses.replace(part, **changed) if changed else part
+    return part
+
+
+def _memory(compiled) -> dict[str, int]:
+    analysis = compiled.memory_analysis()
+    names = ("argument", "temp", "output", "alias", "generated_code")
+    return {name: int(getattr(analysis, f"{name}_size_in_bytes", 0)) for name in names}

@@ -1,0 +1,46 @@
+"""What all tests share: small arrays, real data where it is at hand, a cache of compiled programs."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """Programs compiled by the commands under test are kept for the session alone."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if base.name.startswith("popen") else base  # one cache for all workers
+    os.environ["FUNCTRAIN_CACHE"] = str(base / "functrain-cache")
+    from functrain.runs import use_compilation_cache
+
+    use_compilation_cache()
+
+
+@pytest.fixture
+def root():
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The digits, split with seed 0."""
+    from functrain.data import Digits
+
+    return Digits().load()
