@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _COMMANDS[given.command](given)
     except ConfigError as error:
-        print(f"functrain: {error}", file=sys.stderr)
+        print("functrain: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error)), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `functrain predict ... | head`
         sys.stderr.close()

@@ -10,6 +10,7 @@ fields carry a type with bounds and a docstring. Components that stand for one a
 and what is legal. Text is never executed.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -63,10 +64,10 @@ def _assembled(value):
     raise ValueError("is put together from the other sections, not set here")
 
 
-_LARGEST = 2**31 - 1
-Count = Annotated[int, Field(ge=0, le=_LARGEST), BeforeValidator(_integral)]
+LARGEST = 2**31 - 1
+Count = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(_integral)]
 """A whole number, zero included (zero mostly means off or automatic)."""
-Size = Annotated[int, Field(ge=1, le=_LARGEST), BeforeValidator(_integral)]
+Size = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_integral)]
 """A whole number from 1."""
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -120,9 +121,10 @@ class Source:
     overrides: dict[str, str] = dataclasses.field(default_factory=dict)  # dotted path -> the argument
 
     def where(self, path: str) -> str:
-        for overridden, argument in self.overrides.items():
-            if path == overridden or path.startswith(overridden + "."):
-                return f"argument {argument!r}"
+        """The argument that set this path (or something in it) last, or else the file."""
+        for overridden, argument in reversed(self.overrides.items()):
+            if (path + ".").startswith(overridden + ".") or (overridden + ".").startswith(path + "."):
+                return _argument(argument)
         return self.name
 
 
@@ -142,11 +144,11 @@ def read(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Sourc
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{name}: not TOML: {error}") from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
-    return override(Source(data, name), overrides)
+    except ValueError as error:  # TOMLDecodeError is one; a number of thousands of digits another
+        raise ConfigError(f"{name}: not TOML: {error}") from None
+    return override(Source(_plain(data, name), name), overrides)
 
 
 def override(source: Source, arguments: list[str] | tuple[str, ...]) -> Source:
@@ -155,30 +157,62 @@ def override(source: Source, arguments: list[str] | tuple[str, ...]) -> Source:
     >>> override(Source({"train": {"steps": 5}}), ["train.steps=7", "model.kind=mlp"]).data
     {'train': {'steps': 7}, 'model': {'kind': 'mlp'}}
     """
-    data = json.loads(json.dumps(source.data, default=_refuse_date))
+    data = copy.deepcopy(source.data)
     origin = dict(source.overrides)
     for argument in arguments:
         key, equals, text = argument.partition("=")
         key = key.strip()
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"argument {argument!r}: expected key=value, such as optimizer.peak_lr=3e-4")
+        if not equals or not all(key.split(".")) or key.count(".") > _DEEPEST:
+            raise ConfigError(f"{_argument(argument)}: expected key=value, such as optimizer.peak_lr=3e-4")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            value = text.strip()
+            values = tomllib.loads(f"value = {text}")
+        except (ValueError, RecursionError):
+            values = {}
+        # More than one key means that the text goes on after the value: then it is no value, but a string.
+        value = _plain(values["value"] if len(values) == 1 else text.strip(), _argument(argument), key)
         *tables, last = key.split(".")
         at = data
         for i, part in enumerate(tables):
             at = at.setdefault(part, {})
             if not isinstance(at, dict):
-                raise ConfigError(f"argument {argument!r}: {'.'.join(tables[: i + 1])} is no table")
+                raise ConfigError(f"{_argument(argument)}: {'.'.join(tables[: i + 1])} is no table")
         at[last] = value
+        origin.pop(key, None)  # the last to set a key stands last
         origin[key] = argument
     return Source(data, source.name, origin)
 
 
-def _refuse_date(value):
-    raise ConfigError(f"{value}: a date or time; no key takes one")
+_DEEPEST = 40
+
+
+def _argument(text: str) -> str:
+    return f"argument {text if len(text) <= 80 else text[:77] + '...'!r}"
+
+
+def _plain(value: Any, where: str, path: str = "", depth: int = 0) -> Any:
+    """The value, if it is such as JSON has too: tables, arrays, text, numbers of 64 bits, booleans."""
+
+    def refuse(why):
+        raise ConfigError(f"{where}: {path[:80]}: {why}" if path else f"{where}: {why}")
+
+    if depth > _DEEPEST:
+        refuse("nested too deeply")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _plain(inner, where, f"{path}.{key}" if path else key, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _plain(inner, where, path, depth + 1)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            refuse("not UTF-8 text")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        refuse("a number beyond 64 bits")
+    elif not isinstance(value, (int, float)):
+        refuse(f"found {value}, a date or time; no key takes one")
+    return value
 
 
 # -- parsing --------------------------------------------------------------------------------------
@@ -210,7 +244,7 @@ def parse(cls: type[T], source: Source | dict) -> T:
     """
     source = source if isinstance(source, Source) else Source(source)
     try:
-        return _adapter(cls).validate_json(json.dumps(source.data, default=_refuse_date))
+        return _adapter(cls).validate_json(json.dumps(_plain(source.data, source.name)))
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         # An unknown key is the cause more often than what it leaves missing.
@@ -218,8 +252,6 @@ def parse(cls: type[T], source: Source | dict) -> T:
         path, line = _explain(cls, first)
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise ConfigError(f"{source.where(path)}: {line}{more}") from None
-    except RecursionError:
-        raise ConfigError(f"{source.name}: nested too deeply") from None
 
 
 def _explain(cls, mistake) -> tuple[str, str]:
@@ -253,7 +285,10 @@ def _explain(cls, mistake) -> tuple[str, str]:
     if kind == "dataclass_type":
         return dotted, f"{dotted}: found {found}; expected a table"
     expected = mistake["msg"].removeprefix("Input should be ").replace("a valid ", "a ")
-    expected = expected.replace("a integer", "an integer")
+    expected = (
+        expected.replace("a integer", "an integer").replace("a array", "an array").replace("an object", "a table")
+    )
+    expected = expected.replace("String should have at least", "text of at least")
     meant = ""
     if kind == "literal_error" and isinstance(value, str):
         meant = _meant(value, [w.strip(" '") for w in context["expected"].replace(" or ", ",").split(",")])
@@ -263,6 +298,7 @@ def _explain(cls, mistake) -> tuple[str, str]:
 def _inside(annotation, key) -> Any:
     """The annotation of a field, a list's element or a dict's value."""
     for part in _parts(annotation):
+        part = get_args(part)[0] if get_origin(part) is Annotated else part  # one kind of a union
         if dataclasses.is_dataclass(part):
             hint = get_type_hints(part, include_extras=True).get(str(key))
             if hint is not None:

@@ -7,6 +7,7 @@ the working directory too, and `name` is called with the arguments. Nothing in t
 import importlib
 import inspect
 import os
+import re
 import sys
 from typing import Any
 
@@ -50,8 +51,8 @@ def call(section: str, target: str, args: dict[str, Any], offered: dict[str, Any
 
 
 def _resolve(section, target):
-    module_name, colon, name = target.partition(":")
-    if not colon or not module_name or not name:
+    module_name, _, name = target.partition(":")
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         raise ConfigError(f'{section}.target: found "{target}"; expected "package.module:name"')
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # an installed command does not look where the person stands

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functrain.config import ConfigError, configclass
+from functrain.config import LARGEST, ConfigError, configclass, kind_table
 from functrain.data import AnyData, Dataset, InOrder, Memory, Whole
-from functrain.metrics import read, scalars
+from functrain.metrics import Mean, read, scalars
 from functrain.models import AnyModel
 from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyOptimizer, Learner
@@ -104,6 +104,11 @@ class Built:
             patience=config.evaluate.patience,
         )
 
+    @property
+    def replicated(self) -> jax.sharding.NamedSharding:
+        """A copy on each device."""
+        return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+
     @functools.cached_property
     def place(self) -> Callable[[Any], Any]:
         """Cuts a batch over the devices."""
@@ -116,6 +121,8 @@ def build(config: Experiment) -> Built:
     Raises:
       ConfigError: the parts do not fit one another.
     """
+    if config.data is None and hasattr(config.task, "model"):
+        raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
     dataset = config.data.load() if config.data else None
     config, batch_size = _steps_written_out(config, dataset)
     config, task = assemble(config, dataset)
@@ -135,10 +142,14 @@ def build(config: Experiment) -> Built:
                 size = math.ceil(size / mesh.size) * mesh.size
                 feeds[split] = InOrder(replicate(arrays, mesh), size, **ready)
 
-    train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
     for name, learner in task.learners.items():
         if learner is not None:
-            learner.optimizer.check(train_state.players[name].params)
+            own = name in config.players and config.players[name].optimizer is not None
+            learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
+    train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
+    if dataset is not None:
+        _check_outputs(config, task, dataset, train_state)
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
     step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
@@ -153,7 +164,7 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
         config = dataclasses.replace(config, model=config.model.sized(dataset.inputs, outputs))
     model = config.model.build() if config.model is not None else None
     if model is None and hasattr(config.task, "model"):
-        raise ConfigError(f"model: missing; task.kind = {config.task.kind!r} needs one")
+        raise ConfigError(f"model: missing; a table with a kind: {', '.join(kind_table(AnyModel))}")
 
     def learner(name: str) -> Learner:
         own = config.players.get(name, PlayerConfig())
@@ -183,6 +194,8 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         if not epoch:
             raise ConfigError("train.epochs: there is no [data] to pass over; give train.steps")
         steps = max(1, round(train.epochs * epoch))
+        if steps > LARGEST:
+            raise ConfigError(f"train.epochs: found {train.epochs}: {steps} steps; there can be at most {LARGEST}")
     if steps is None:
         raise ConfigError("train: missing steps or epochs")
     log_every = train.log_every or max(1, steps // 100)
@@ -215,6 +228,20 @@ def _check_players(config: Experiment, task: Any) -> None:
         raise ConfigError(f"players.{min(unknown)}: no such player; this task has: {', '.join(task.learners)}")
 
 
+def _check_outputs(config: Experiment, task: Any, dataset: Dataset, train_state: Any) -> None:
+    """A user's own model gives as many outputs as the task wants; else a loss may broadcast, and say nothing."""
+    wanted = config.task.outputs(dataset)
+    if wanted is None or not hasattr(task, "model"):
+        return
+    x = jax.ShapeDtypeStruct((2, *dataset.inputs), jnp.float32)
+    player = train_state.players["model"]
+    given = jax.eval_shape(lambda p, s, x: task.model.apply(p, s, x)[0], player.params, train_state.state, x)
+    if hasattr(given, "shape") and math.prod(given.shape) != 2 * wanted:
+        raise ConfigError(
+            f"model: gives outputs of shape [n, {', '.join(map(str, given.shape[1:]))}]; expected [n, {wanted}]"
+        )
+
+
 def _monitor(config: Experiment, task: Any, feeds: dict[str, Any], train_state: Any) -> str:
     """The validation metric by which the best step is chosen."""
     wanted = config.evaluate.monitor
@@ -224,7 +251,8 @@ def _monitor(config: Experiment, task: Any, feeds: dict[str, Any], train_state: 
         return ""
     feed = feeds["validation"]
     batch = jax.eval_shape(feed.batch, feed.arrays, jax.ShapeDtypeStruct((), jnp.int32))
-    found = jax.eval_shape(lambda ts, b: task.evaluate(ts, b, key=jax.random.key(0)), train_state, batch)
+    metrics = jax.eval_shape(lambda ts, b: task.evaluate(ts, b, key=jax.random.key(0)), train_state, batch)
+    found = [name for name, metric in metrics.items() if isinstance(metric, Mean)]  # single numbers
     if wanted and wanted not in found:
         raise ConfigError(f"evaluate.monitor: found {wanted!r}; the task evaluates: {', '.join(sorted(found))}")
     if not wanted and config.evaluate.patience and "loss" not in found:
@@ -251,9 +279,8 @@ class Compiled:
 
 def first_state(built: Built) -> Any:
     """The state before the first step, on every device: one program."""
-    replicated = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
     key = jax.random.key(built.config.train.seed)
-    return jax.jit(functools.partial(state.init, built.task), out_shardings=replicated)(key)
+    return jax.jit(functools.partial(state.init, built.task), out_shardings=built.replicated)(key)
 
 
 def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compiled:
@@ -263,9 +290,9 @@ def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compile
     """
     start = time.perf_counter()
     task, place = built.task, built.place
-    evaluate = {split: make_evaluate(task, feed, place) for split, feed in built.feeds.items() if split != "train"}
+    replicated = built.replicated
+    evaluate = {s: make_evaluate(task, feed, place, replicated) for s, feed in built.feeds.items() if s != "train"}
     train_state = first_state(built)
-    replicated = jax.sharding.NamedSharding(built.mesh, jax.sharding.PartitionSpec())
     program = compile_program(
         task,
         built.feeds["train"],

@@ -88,19 +88,29 @@ def inspect(console: Console, built: Built, *, try_overfit: bool = False) -> boo
     return learnt
 
 
+_SHOWN = ("steps", "parameters", "steps_per_s", "peak_fraction", "skipped_steps", "peak_rss_mb")
+
+
+def _result(run: Path) -> dict[str, Any]:
+    try:
+        result = json.loads((run / "result.json").read_text())
+    except (OSError, ValueError):
+        raise ConfigError(f"{run}: not finished: it has no result.json") from None
+    if not isinstance(result, dict) or not {"final", "best", "test", *_SHOWN} <= result.keys():
+        raise ConfigError(f"{run}/result.json: not what a run writes")
+    return result
+
+
 def compare(console: Console, runs: list[Path], figure: Path | None = None) -> None:
     """Runs side by side: the keys in which their configs differ, their results, and, in `figure`, their curves.
 
     Raises:
       ConfigError: one of them is no run, or has not finished.
     """
+    if figure is not None and (figure.suffix != ".png" or figure.is_dir() or not figure.absolute().parent.is_dir()):
+        raise ConfigError(f"--figure: found {figure}; expected a file .png in a directory that exists")
     flat = {run: configs.flatten(read_config(run)) for run in runs}
-    results = {}
-    for run in runs:
-        try:
-            results[run] = json.loads((run / "result.json").read_text())
-        except (OSError, ValueError):
-            raise ConfigError(f"{run}: not finished: it has no result.json") from None
+    results = {run: _result(run) for run in runs}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for run in runs:
@@ -119,7 +129,7 @@ def compare(console: Console, runs: list[Path], figure: Path | None = None) -> N
         names = dict.fromkeys(n for r in results.values() for n in (r[part] or {}))
         for name in names:
             row(f"{part} {name.replace('_', ' ')}", [(results[run][part] or {}).get(name) for run in runs])
-    for name in ("steps", "parameters", "steps_per_s", "peak_fraction", "skipped_steps", "peak_rss_mb"):
+    for name in _SHOWN:
         row(name.replace("_", " "), [results[run][name] for run in runs])
     console.print(table)
     if figure is not None:

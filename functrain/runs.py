@@ -81,8 +81,7 @@ def train(
       ConfigError: the directory exists and is not empty, or the config is wrong.
     """
     console = console or make_console()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out: {out} exists; choose another, or go on with it: functrain train --resume {out}")
+    _check_out(out)
     built = build(config)
     show_before(console, built)
     compiled = compile(built)
@@ -91,6 +90,14 @@ def train(
         (out / "config.toml").write_text(configs.dump(built.config))
         (out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
         return _train(built, compiled, out, console, stop, imported, resumed_at=None)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"--out: {out} exists; choose another, or go on with it: functrain train --resume {out}")
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {out}: {parent} is {'not writable' if parent.is_dir() else 'no directory'}")
 
 
 def resume(
@@ -109,19 +116,19 @@ def resume(
     """
     console = console or make_console()
     source = _source(out)
-    old = configs.parse(Experiment, source)
-    new = configs.parse(Experiment, configs.override(source, overrides))
-    for key, (before, after) in configs.differences(old, new).items():
-        if not key.startswith(MAY_CHANGE):
+    wanted = configs.override(source, overrides)
+    for key, (before, after) in configs.differences(source.data, wanted.data).items():
+        if before is not None and not key.startswith(MAY_CHANGE):
             may = ", ".join(k.rstrip(".") for k in MAY_CHANGE)
             raise ConfigError(f"{key}: {before} in the run, {after} asked for; a resumed run may change only: {may}")
+    new = configs.parse(Experiment, wanted)
     with _locked(out):
         built = build(new)
         if changed := configs.differences(new, built.config):
             key, (before, after) = next(iter(changed.items()))
             raise ConfigError(f"{key}: {before} in the run, {after} on this machine and data")
         store = Directory(out / "checkpoints", monitor=built.monitor, mode=new.evaluate.mode)
-        found = store.load()
+        found = store.load(report=lambda line: print(f"functrain: warning: {line}", file=sys.stderr))
         if found is None:
             raise ConfigError(f"--resume: {out} has no sound checkpoint; begin again with another --out")
         at, arrays = found

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import sys
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from functrain.config import ConfigError
+from functrain.data.sources import read_npz
 from functrain.experiment import Experiment, assemble, build
 from functrain.metrics import read, scalars
 from functrain.parallel import replicate
@@ -55,7 +55,12 @@ class Trained:
         for start in range(0, len(x), batch_size):
             found = jax.device_get(self.predict(x[start : start + batch_size]))
             for i in range(len(x[start : start + batch_size])):
-                yield {name: values[i].tolist() for name, values in found.items()}
+                yield {name: _json(values[i]) for name, values in found.items()}
+
+
+def _json(value: np.ndarray) -> Any:
+    """Plain numbers; None for one that is not finite, which JSON has no word for."""
+    return np.where(np.isfinite(value), value, None).tolist()
 
 
 def load(out: str | Path, step: int | None = None) -> Trained:
@@ -69,10 +74,12 @@ def load(out: str | Path, step: int | None = None) -> Trained:
     _, task = assemble(settings, None)
     monitor = settings.evaluate.monitor or "loss"
     store = Directory(out / "checkpoints", monitor=monitor, mode=settings.evaluate.mode)
+    if step is not None and step not in store.steps():
+        raise ConfigError(f"--step: found {step}; the run has: {', '.join(map(str, store.steps())) or 'none'}")
     try:
         found = store.load(store.best() if step is None else step)
     except OSError as error:
-        raise ConfigError(f"{out}: checkpoint: {error}") from None
+        raise ConfigError(f"checkpoint {error}") from None
     if found is None:
         raise ConfigError(f"{out}: no sound checkpoint")
     at, arrays = found
@@ -103,7 +110,7 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     if split == "train":
         feed = dataclasses.replace(next(f for s, f in built.feeds.items() if s != "train"), arrays=feed.arrays)
     train_state = replicate(trained.train_state, built.mesh)
-    values = scalars(read(make_evaluate(built.task, feed, built.place)(train_state)))
+    values = scalars(read(make_evaluate(built.task, feed, built.place, built.replicated)(train_state)))
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     return {"step": trained.step, "split": split} | finite
 
@@ -119,39 +126,90 @@ def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:
     An example may be flat; it is given its shape.
 
     Raises:
-      ConfigError: no such file, not readable as what its name says, or another number of values.
+      ConfigError: no such file, not what its name says, or another number of values; with the line, where it has lines.
     """
+    kind = ".jsonl" if path == "-" else Path(path).suffix
+    readers = {".npy": _read_npy, ".npz": _read_npz, ".csv": _read_csv, ".json": _read_lines, ".jsonl": _read_lines}
+    if kind not in readers:
+        raise ConfigError(f"{path}: expected a file .npy, .npz, .csv or .jsonl, or - for standard input")
     try:
-        kind = ".jsonl" if path == "-" else Path(path).suffix
-        if kind == ".npy":
-            x = np.load(path, allow_pickle=False)
-        elif kind == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                x = file["x" if "x" in file.files else "x_test"]
-        elif kind == ".csv":
-            x = np.array(list(_csv_rows(path)))
-        elif kind in (".json", ".jsonl"):
-            text = sys.stdin.read() if path == "-" else Path(path).read_text()
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            x = np.array([row["x"] if isinstance(row, dict) else row for row in rows], np.float32)
-        else:
-            raise ConfigError(f"{path}: expected a file .npy, .npz, .csv or .jsonl, or - for standard input")
+        x = readers[kind](path, math.prod(shape))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: cannot be read as inputs: {error}") from None
-    if x.dtype.kind not in "biuf" or x.ndim == 0 or len(x) == 0:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if x.dtype.kind not in "biuf" or x.ndim == 0 or x.size == 0:
         raise ConfigError(f"{path}: holds no numbers")
     if math.prod(x.shape[1:]) != math.prod(shape):
         raise ConfigError(f"{path}: examples of shape {list(x.shape[1:])}; the model takes {list(shape)}")
     return x.reshape(-1, *shape)
 
 
-def _csv_rows(path) -> Iterator[list[float]]:
+def _read_npy(path, size):
+    with open(path, "rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ConfigError(f"{path}: no .npy file")
+        file.seek(0)
+        try:
+            return np.load(file, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            pickled = "allow_pickle" in str(error)
+            raise ConfigError(f"{path}: {'holds Python objects' if pickled else 'cut short or damaged'}") from None
+
+
+def _read_npz(path, size):
+    arrays = read_npz(Path(path))
+    for name in ("x", "x_test"):
+        if name in arrays:
+            return arrays[name]
+    raise ConfigError(f"{path}: holds {', '.join(arrays) or 'nothing'}; expected x or x_test")
+
+
+def _read_csv(path, size):
+    rows = []
     with open(path, newline="") as file:
-        for number, row in enumerate(csv.reader(file)):
-            try:
-                yield [float(cell) for cell in row]
-            except ValueError:
-                if number:
-                    raise ValueError(f"line {number + 1} is not all numbers") from None
+        reader = csv.reader(file)
+        try:
+            for row in reader:
+                try:
+                    rows.append(_example([float(cell) for cell in row], size))
+                except ValueError as error:
+                    if reader.line_num > 1 or str(error).startswith("expected"):  # else names of columns
+                        raise ConfigError(f"{path}: line {reader.line_num}: {_numbers_only(error)}") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: line {reader.line_num + 1}: {error}") from None
+    return np.array(rows)
+
+
+def _read_lines(path, size):
+    rows = []
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            rows.append(_example(value["x"] if isinstance(value, dict) else value, size))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: line {number}: not JSON: {error.msg} (column {error.colno})") from None
+        except KeyError:
+            raise ConfigError(f'{path}: line {number}: no "x"; it has: {", ".join(value)}') from None
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise ConfigError(f"{path}: line {number}: {_numbers_only(error)}") from None
+    return np.array(rows)
+
+
+def _numbers_only(error) -> str:
+    return str(error) if str(error).startswith("expected") else "not all numbers"
+
+
+def _example(values, size):
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise ValueError("not all numbers")
+    if array.size != size:
+        raise ValueError(f"expected {size} numbers, found {array.size}")
+    return array.astype(np.float32)

@@ -37,7 +37,8 @@ def mlp_task(**learner):
 
 def digits_feed(digits, size=32):
     """The training digits in memory, pixels to 0..1."""
-    return Memory({"x": digits.train["x"].astype("float32") / 16, "y": digits.train["y"]}, size)
+    x, y = jax.device_put((digits.train["x"].astype("float32") / 16, digits.train["y"]))
+    return Memory({"x": x, "y": y}, size)
 
 
 def start(task, seed=0, sweep=None):

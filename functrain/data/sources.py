@@ -9,6 +9,7 @@ A batch is a dict of arrays whose first axis is the example: `x`, `y`, and `mask
 import dataclasses
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functrain import custom
-from functrain.config import ConfigError, Count, Fraction, Positive, Size, Text, configclass, kinds
+from functrain.config import LARGEST, ConfigError, Count, Fraction, Positive, Size, Text, configclass, kinds
 
 SPLITS = ("train", "validation", "test")
 
@@ -40,7 +41,13 @@ class Dataset:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The shape of one example."""
+        """The shape of one example.
+
+        Raises:
+          ConfigError: there is no array x.
+        """
+        if "x" not in self.train:
+            raise ConfigError(f"data: there is no array x; it has: {', '.join(self.train)}")
         return self.train["x"].shape[1:]
 
 
@@ -77,6 +84,11 @@ def dataset(name: str, splits: Mapping[str, Mapping[str, Any]], classes: int = 0
             first = checked.get("train", arrays)[key]
             if array.shape[1:] != first.shape[1:]:
                 raise ConfigError(f"{name}: {split} {key}: shape {array.shape[1:]}; in train it is {first.shape[1:]}")
+        mask, labels = arrays.get("mask"), arrays.get("y")
+        if mask is not None and labels is not None and mask.shape != labels.shape[: mask.ndim]:
+            raise ConfigError(
+                f"{name}: {split} mask: shape {mask.shape}; expected the first axes of y's {labels.shape}"
+            )
         checked[split] = arrays
     labels = checked["train"].get("y")
     if labels is not None and np.issubdtype(labels.dtype, np.integer) and labels.ndim == 1:
@@ -91,10 +103,21 @@ def dataset(name: str, splits: Mapping[str, Mapping[str, Any]], classes: int = 0
 
 
 def _numbers(where, value):
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ConfigError(f"{where}: rows of different lengths make no array") from None
     if array.dtype.kind not in "biuf" or array.ndim == 0:
         raise ConfigError(f"{where}: dtype {array.dtype}, {array.ndim} axes; expected numbers with an axis of examples")
     if array.dtype.kind == "b":
+        return array.astype(np.int32)
+    if 0 in array.shape[1:]:
+        raise ConfigError(f"{where}: shape {array.shape}; an example holds nothing")
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 4 and array.size:
+        if wrong := np.flatnonzero((array.ravel() > LARGEST) | (array.ravel() < -LARGEST)).tolist():
+            at = wrong[0] // (array.size // len(array))
+            kind = "label" if where.endswith(" y") and array.ndim == 1 else "found"
+            raise ConfigError(f"{where}[{at}]: {kind} {array.ravel()[wrong[0]]}; beyond 32 bits")
         return array.astype(np.int32)
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
@@ -131,9 +154,32 @@ def find(key: str, path: str) -> Path:
     if "FUNCTRAIN_DATA" in os.environ and not Path(path).is_absolute():
         places.append(Path(os.environ["FUNCTRAIN_DATA"]) / path)
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):  # and not Path.is_file, which raises where a name is too long
             return place
-    raise ConfigError(f"{key}: no file {' or '.join(str(p) for p in places)}")
+    raise ConfigError(f"{key}: no file {' or '.join(str(p)[:200] for p in places)}")
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file.
+
+    Raises:
+      ConfigError: it is none, or damaged, or an array holds Python objects (which would be code).
+    """
+    arrays, name = {}, ""
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ConfigError(f"{path}: no .npz file")
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as members:
+                for name in members.files:
+                    arrays[name] = members[name]
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            what = f"its array {name!r}" if name else "it"
+            pickled = "allow_pickle" in str(error)
+            why = "holds Python objects; expected numbers" if pickled else f"cannot be read: {error}"
+            raise ConfigError(f"{path}: {what} {why}") from None
+    return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 @configclass
@@ -186,10 +232,9 @@ class Npz:
         """The file's arrays; pickled objects are refused."""
         path = find("data.path", self.path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"data.path: {path} is no .npz file of plain arrays: {error}") from None
+            arrays = read_npz(path)
+        except ConfigError as error:
+            raise ConfigError(f"data.path: {error}") from None
         splits = {s: {k.removesuffix(f"_{s}"): a for k, a in arrays.items() if k.endswith(f"_{s}")} for s in SPLITS}
         if not splits["train"]:
             splits["train"] = {k: a for k, a in arrays.items() if k in ("x", "y", "mask")}
@@ -229,10 +274,12 @@ class CustomData:
         """What `target` returns, checked."""
         made = custom.call("data", self.target, self.args, {})
         if isinstance(made, Dataset):
-            return made
+            made, classes = {split: made.split(split) for split in SPLITS}, made.classes or self.classes
+        else:
+            classes = self.classes
         if not isinstance(made, dict) or not all(isinstance(v, dict) for v in made.values()):
             raise ConfigError(f"data.target: {self.target} returned no dict of splits, each a dict of arrays")
-        return dataset(f"data.target: {self.target}", made, self.classes)
+        return dataset(f"data.target: {self.target}", made, classes)
 
     def prepare(self, batch: dict) -> dict:
         """The batch as it is."""

@@ -57,8 +57,9 @@ class Learner:
     norms: bool = False  # whether metrics carry the norms of gradient, update and parameters by leaf
 
     def init(self, params: Any) -> Player:
-        """A player at the start: these parameters, and the optimizer's first state."""
-        return Player(params, self.optimizer.build().init(params), self.precision.init_scale(), jnp.int32(0))
+        """A player at the start: these parameters, and the optimizer's first state, in at least float32."""
+        moments = self.optimizer.build().init(jax.tree.map(tree.wide, params))
+        return Player(params, moments, self.precision.init_scale(), jnp.int32(0))
 
     def weights(self, player: Player) -> Any:
         """The parameters that evaluation uses."""

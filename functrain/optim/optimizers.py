@@ -38,7 +38,7 @@ class _Optimizer(ABC):
     weight_decay: NonNegative = 0.0
     """Decay of the weights: decoupled for adamw, an L2 penalty for sgd and adam; 0 is off."""
     decay: tuple[str, ...] = ()
-    """Patterns of the parameters that decay, searched in paths such as layer0/kernel; empty: all of two axes or more."""
+    """Patterns of the parameters that decay, searched in paths such as layer0/kernel; empty: all of two axes up."""
     clip_norm: NonNegative = 0.0
     """Largest norm of the whole gradient; a larger one is scaled down to it; 0 is off."""
 
@@ -52,12 +52,12 @@ class _Optimizer(ABC):
         """The optimizer with its schedule's horizon known."""
         return dataclasses.replace(self, schedule=self.schedule.sized(steps))
 
-    def check(self, params: Any) -> None:
+    def check(self, params: Any, section: str = "optimizer") -> None:
         """Raises a ConfigError where a pattern matches no parameter."""
         try:
             tree.select(self.decay, params)
         except ValueError as error:
-            raise ConfigError(f"optimizer.decay: {error}") from None
+            raise ConfigError(f"{section}.decay: {error}") from None
 
     def rate(self, count: Any) -> Any:
         """The learning rate at update `count`."""

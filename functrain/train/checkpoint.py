@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,8 +123,12 @@ class Directory:
                 best = step, value
         return best and best[0]
 
-    def load(self, step: int | None = None) -> tuple[int, Arrays] | None:
-        """The arrays of a step, or of the newest sound one (with a warning for each that is damaged); None if none is.
+    def load(
+        self, step: int | None = None, report: Callable[[str], None] = lambda line: None
+    ) -> tuple[int, Arrays] | None:
+        """The arrays of a step, or of the newest sound one; None if none is.
+
+        report: told, in a line each, of damaged ones that were passed over.
 
         Raises:
           OSError: the step asked for is missing or damaged.
@@ -135,7 +139,7 @@ class Directory:
                 return candidate, _read(place / "state")
             if step is not None:
                 raise OSError(f"{place}: {fault}")
-            warnings.warn(f"checkpoint passed over: {place}: {fault}", stacklevel=2)
+            report(f"checkpoint passed over: {place}: {fault}")
         return None
 
     def _place(self, step) -> Path:

@@ -28,8 +28,13 @@ class Evaluate:
     """Evaluations in a row without a better one after which the run ends early; 0 is never."""
 
 
-def make_evaluate(task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is) -> Callable[[Any], dict[str, Any]]:
-    """`evaluate(train_state) -> metrics` (accumulators on the device) over every batch of a feed."""
+def make_evaluate(
+    task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None
+) -> Callable[[Any], dict[str, Any]]:
+    """`evaluate(train_state) -> metrics` (accumulators on the device) over every batch of a feed.
+
+    place, sharding: cuts a batch over devices, and where what the host sends lies.
+    """
 
     def first(train_state, arrays, i):
         key = jax.random.fold_in(train_state.key, i)
@@ -43,7 +48,7 @@ def make_evaluate(task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is)
     def evaluate(train_state):
         metrics = None
         for i in range(len(feed)):
-            at = jax.device_put(np.int32(i))
+            at = jax.device_put(np.int32(i), sharding)
             metrics = first(train_state, feed.arrays, at) if i == 0 else rest(metrics, train_state, feed.arrays, at)
         return metrics
 

@@ -168,6 +168,8 @@ def run(
             store.save(at, {"state": train_state, "metrics": metrics}, validation if evaluated else {})
         seconds.checkpoint += clock() - start
 
+    if plan.patience and best.stale >= plan.patience:  # a finished run, resumed
+        return Outcome(train_state, at, "early")
     began, before = clock(), seconds.evaluate + seconds.checkpoint
     with jax.transfer_guard("disallow"):
         while at < plan.steps:

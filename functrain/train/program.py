@@ -54,13 +54,13 @@ def compile_program(
       train_state: the first one, for its shapes and placement; it is not touched.
       loop: "loop", many steps in one program, or "step", a dispatch a step.
       place: cuts a batch over devices.
-      sharding: where a fresh sum of metrics lies; None is the default device.
+      sharding: where what the host sends lies; None is the default device.
       evaluate, norms: see Program; `norms` says whether there are any.
     """
     window = feed.window(0, 1)
     shapes = jax.eval_shape(functools.partial(step.zero_metrics, task, feed), train_state, window)
     fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=sharding).lower().compile()
-    on_device = functools.cache(lambda count: jax.device_put(np.int32(count)))
+    on_device = functools.cache(lambda count: jax.device_put(np.int32(count), sharding))
 
     def marked(f):
         def g(*arguments):

@@ -1,0 +1,344 @@
+"""Runs as processes: bitwise equality of chunks, repeats and resumed runs; signals; locks; damage."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import same
+
+from functrain import config, runs
+from functrain.cli import main
+from functrain.config import ConfigError
+from functrain.experiment import Experiment
+from functrain.train.checkpoint import Directory, damage
+from functrain.trained import load
+
+CONFIG = """
+[model]
+kind = "mlp"
+hidden = [16]
+dropout = 0.1
+[task]
+kind = "classification"
+[data]
+kind = "digits"
+[optimizer]
+kind = "adamw"
+schedule = { kind = "cosine", warmup = 5 }
+[train]
+steps = 120
+log_every = 7
+[evaluate]
+every = 30
+[checkpoint]
+every = 25
+[observe]
+tensorboard = false
+figures = false
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory with small.toml in it."""
+    (tmp_path / "small.toml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments):
+    """A `functrain` process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "functrain", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).parent.parent)},
+    )
+
+
+def final_arrays(out):
+    """The arrays of a run's last checkpoint."""
+    step, arrays = Directory(Path(out) / "checkpoints").load()
+    return step, {path: array for path, array in arrays.items() if path.startswith("state/")}
+
+
+def assert_equal_runs(a, b):
+    """The same final state, and the same bytes of log."""
+    (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a), final_arrays(b)
+    assert step_a == step_b
+    assert same(arrays_a, arrays_b)
+    assert (Path(a) / "metrics.jsonl").read_bytes() == (Path(b) / "metrics.jsonl").read_bytes()
+
+
+def test_chunks_and_repeats_are_bitwise(folder):
+    """Chunk 1, 10 and 40, and a repeat in a process of its own: the same state and the same log, byte for byte."""
+    for name, chunk in (("a", 1), ("b", 10), ("c", 40)):
+        assert main(["train", "small.toml", f"train.chunk={chunk}", "--out", name]) == 0
+    process = command("train", "small.toml", "train.chunk=40", "--out", "d")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for other in "bcd":
+        assert_equal_runs("a", other)
+    # It is not that nothing was compared: another seed is another run.
+    assert main(["train", "small.toml", "train.seed=1", "--out", "e"]) == 0
+    assert not same(final_arrays("a")[1], final_arrays("e")[1])
+    assert read_config("a").train.chunk == 1
+
+
+def read_config(out):
+    """The resolved config."""
+    return runs.read_config(Path(out))
+
+
+def _killed_runs(tries, seed):
+    """Kill a run at random times, resume it until it is done; how often it was killed while it trained."""
+    rng, killed = random.Random(seed), 0
+    for i in range(tries):
+        out, began = Path(f"killed{i}"), time.monotonic()
+        process = command("train", "small.toml", "train.chunk=3", "--out", out)
+        while not out.exists() and process.poll() is None and time.monotonic() - began < 60:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        for _ in range(3):
+            if (out / "result.json").exists():
+                break
+            if Directory(out / "checkpoints").steps():
+                killed += 1
+                process = command("train", "--resume", out)
+                time.sleep(rng.uniform(1.5, 3.0))
+                process.kill()
+                process.communicate()
+            else:
+                break
+        if not Directory(out / "checkpoints").steps():
+            continue  # killed before its first checkpoint: there is nothing to resume
+        process = command("train", "--resume", out)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert len({(e["step"], e["split"]) for e in lines}) == len(lines)  # no step twice
+        assert_equal_runs("whole", out)
+    return killed
+
+
+def test_resumed_after_a_kill_equals_uninterrupted(folder):
+    """SIGKILL at random times, resumed, killed again, resumed: bitwise the run that nobody touched."""
+    assert main(["train", "small.toml", "train.chunk=3", "--out", "whole"]) == 0
+    assert _killed_runs(3, seed=0) >= 1
+
+
+@pytest.mark.slow
+def test_resumed_after_many_kills(folder):
+    """The same, thirty times."""
+    assert main(["train", "small.toml", "train.chunk=3", "--out", "whole"]) == 0
+    assert _killed_runs(30, seed=1) >= 15
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint(folder, number, status):
+    """SIGTERM and Ctrl-C: a checkpoint at a step boundary, the exit status, one line that says how to go on."""
+    process = command("train", "small.toml", "train.steps=2000000", "--out", "long")
+    while not (folder / "long" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "with a checkpoint; go on with: functrain train --resume long" in output
+    step, _ = final_arrays("long")
+    assert step > 0
+    assert not (folder / "long" / "result.json").exists()
+    lines = [json.loads(line) for line in (folder / "long" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] <= step
+    assert main(["train", "--resume", "long", f"train.steps={step + 3}"]) == 0
+    assert json.loads((folder / "long" / "result.json").read_text())["steps"] == step + 3
+
+
+def test_a_signal_during_start_up_is_acted_on(folder):
+    """SIGTERM before the first step: the run ends after it, with a checkpoint."""
+    process = command("train", "small.toml", "train.steps=2000000", "train.chunk=1", "--out", "early")
+    time.sleep(1.0)  # within imports or compilation
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    if process.returncode != -signal.SIGTERM:  # before the handler stands, the default ends the process
+        assert process.returncode == 75, errors
+        assert final_arrays("early")[0] <= 3
+
+
+def test_two_processes_cannot_share_a_run(folder, capsys):
+    """The second is refused in one line while the first holds the directory."""
+    process = command("train", "small.toml", "train.steps=2000000", "checkpoint.every=50", "--out", "held")
+    while not Directory(folder / "held" / "checkpoints").steps() and process.poll() is None:
+        time.sleep(0.01)
+    assert main(["train", "--resume", "held"]) == 2
+    assert "another process is training there" in capsys.readouterr().err
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder, capsys):
+    """A flipped bit is found by its digest, the older checkpoint used, and the result is the same all the same."""
+    assert main(["train", "small.toml", "--out", "whole"]) == 0
+    assert main(["train", "small.toml", "--out", "bad"]) == 0
+    newest = sorted((folder / "bad" / "checkpoints").iterdir())[-1]
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    assert "is not what was written" in damage(newest)
+    with pytest.raises(OSError, match="is not what was written"):
+        Directory(folder / "bad" / "checkpoints").load(120)
+    log = folder / "bad" / "metrics.jsonl"
+    log.write_text(log.read_text() + '{"step": 119, "split": "tr')  # and half a line of log
+    capsys.readouterr()
+    assert main(["train", "--resume", "bad"]) == 0
+    assert "checkpoint passed over" in capsys.readouterr().err
+    assert (folder / "whole" / "metrics.jsonl").read_bytes() == (folder / "bad" / "metrics.jsonl").read_bytes()
+    assert json.loads((folder / "bad" / "result.json").read_text())["test"] == json.loads(
+        (folder / "whole" / "result.json").read_text()
+    )["test"]
+
+
+def test_a_run_directory_holds_what_it_should(folder):
+    """Every file, the keys of result.json, the resolved config equal to itself, and JSON that is JSON."""
+    assert main(["train", "small.toml", "--out", "r", "observe.tensorboard=true", "observe.figures=true"]) == 0
+    out = folder / "r"
+    names = {p.name for p in out.iterdir()} - {".lock"}
+    assert names == {*runs.FILES, "checkpoints", "tensorboard", "figures"}
+    assert {p.name for p in (out / "figures").iterdir()} == {"curves.png", "confusion.png"}
+    result = json.loads((out / "result.json").read_text())
+    wanted = {"final", "best", "test", "steps", "steps_per_s", "examples_per_s", "flops_per_step", "peak_fraction"}
+    assert wanted | {"peak_rss_mb", "skipped_steps", "seconds", "parameters"} <= result.keys()
+    assert {"import", "compile", "train", "evaluate", "checkpoint"} == result["seconds"].keys()
+    assert result["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
+    assert result["flops_per_step"] == 2 * 32 * (3 * (64 * 16 + 16 * 10) - 64 * 16)
+    assert 0 < result["peak_fraction"] < 1
+    resolved = read_config("r")
+    assert config.parse(Experiment, config.Source(config.to_data(resolved))) == resolved
+    assert (resolved.train.chunk, resolved.train.loop) == (100, "loop")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if e["split"] == "validation"] == [30, 60, 90, 120]
+    assert all({"step", "split", "loss", "accuracy"} <= e.keys() for e in lines)
+    environment = json.loads((out / "environment.json").read_text())
+    assert {"functrain", "python", "packages", "devices", "flags", "command"} <= environment.keys()
+
+
+def test_tensorboard_holds_scalars_and_norms_by_layer(folder):
+    """Losses of both splits, learning rate, and norms of gradient, update and parameter for each parameter."""
+    from tensorboardX.proto import event_pb2
+
+    assert main(["train", "small.toml", "--out", "r", "observe.tensorboard=true", "observe.norms_every=40"]) == 0
+    tags = set()
+    for path in (folder / "r" / "tensorboard").rglob("events*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # a record: length (8 bytes), its checksum (4), the event, its checksum (4)
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            tags |= {value.tag for value in event.summary.value}
+            at += 16 + size
+    assert {"train/loss", "validation/accuracy", "train/learning_rate"} <= tags
+    for what in ("gradient_norm", "update_norm", "parameter_norm"):
+        for parameter in ("layer0/kernel", "layer0/bias", "layer1/kernel", "layer1/bias"):
+            assert f"{what}/{parameter}" in tags
+
+
+def test_nan_is_null_in_the_log(folder):
+    """A run whose loss is nan throughout: every line is JSON, every step skipped and counted, the weights the first."""
+    x = np.full((64, 4), np.nan, np.float32)
+    np.savez("nan.npz", x=x, y=np.arange(64) % 2)
+    data = ["data.kind=npz", "data.path=nan.npz"]
+    assert main(["train", "small.toml", *data, "--out", "r", "train.steps=20", "evaluate.every=10"]) == 0
+    lines = (folder / "r" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert {json.loads(line)["loss"] for line in lines} == {None}
+    result = json.loads((folder / "r" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert result["skipped_steps"] == 20
+    assert result["best"] is None
+
+
+def test_early_stopping_and_the_best_step(folder):
+    """Patience ends the run; the test is read at the best step; resuming a finished run changes nothing."""
+    quick = ["optimizer.peak_lr=0.05", "evaluate.patience=2", "train.steps=3000", "evaluate.every=20"]
+    assert main(["train", "small.toml", *quick, "--out", "r"]) == 0
+    result = json.loads((folder / "r" / "result.json").read_text())
+    lines = [json.loads(line) for line in (folder / "r" / "metrics.jsonl").read_text().splitlines()]
+    validation = {e["step"]: e["loss"] for e in lines if e["split"] == "validation"}
+    best = min(validation, key=validation.get)
+    assert result["ended"] == "early"
+    assert result["best"]["step"] == best == result["test"]["step"] == result["steps"] - 40
+    assert load("r").step == best
+    before = (folder / "r" / "metrics.jsonl").read_bytes()
+    assert main(["train", "--resume", "r"]) == 0
+    assert (folder / "r" / "metrics.jsonl").read_bytes() == before
+    assert json.loads((folder / "r" / "result.json").read_text())["test"] == result["test"]
+
+
+def test_eval_and_predict_speak_of_the_trained_model(folder, capsys):
+    """`eval` gives the test metrics of result.json; `predict` agrees with them, example by example."""
+    assert main(["train", "small.toml", "--out", "r"]) == 0
+    result = json.loads((folder / "r" / "result.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", "r"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"split": "test"} | result["test"]
+    test = read_config("r").data.load().test
+    np.savez("test.npz", x=test["x"])
+    assert main(["predict", "r", "test.npz"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    share = np.mean([row["class"] == y for row, y in zip(rows, test["y"], strict=True)])
+    assert share == pytest.approx(found["accuracy"], abs=1e-6)
+    (folder / "one.jsonl").write_text(json.dumps({"x": test["x"][0].ravel().tolist()}) + "\n")
+    assert main(["predict", "r", "one.jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out)["class"] == rows[0]["class"]
+
+
+def test_compare_shows_what_differs(folder, capsys):
+    """Two runs: the key in which they differ, their results, and a picture of both."""
+    for name, rate in (("a", 1e-3), ("b", 1e-2)):
+        assert main(["train", "small.toml", f"optimizer.peak_lr={rate}", "--out", name]) == 0
+    capsys.readouterr()
+    assert main(["compare", "a", "b", "--figure", "both.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "optimizer.peak_lr" in shown
+    assert "train.steps" not in shown
+    assert (folder / "both.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_four_devices_give_the_same_run(folder):
+    """A batch cut over four devices trains to the same losses as on one (to rounding), and says so."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | flags | {"PYTHONPATH": str(Path(runs.__file__).parent.parent)}
+    arguments = [sys.executable, "-m", "functrain", "train", "small.toml"]
+    done = subprocess.run([*arguments, "--out", "four"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "4 x cpu" in done.stdout
+    assert main(["train", "small.toml", "--out", "one", "train.devices=1"]) == 0
+    read = lambda out: [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    for a, b in zip(read("four"), read("one"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
+    bad = [*arguments, "data.batch_size=30", "--out", "no"]
+    done = subprocess.run(bad, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "30 examples cannot be cut evenly over 4 devices" in done.stderr
+
+
+def test_resume_refuses_what_may_not_change(folder):
+    """Another rate is refused with both values; more steps are allowed."""
+    assert main(["train", "small.toml", "--out", "r"]) == 0
+    with pytest.raises(ConfigError, match=r"optimizer.peak_lr: 0.001 in the run, 0.5 asked for"):
+        runs.resume(Path("r"), ["optimizer.peak_lr=0.5"])
+    with contextlib.redirect_stdout(None):
+        assert main(["train", "--resume", "r", "train.steps=130"]) == 0
+    assert json.loads((folder / "r" / "result.json").read_text())["steps"] == 130
