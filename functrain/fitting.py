@@ -98,7 +98,7 @@ def fit(
       ConfigError: the arrays or settings do not fit one another.
 
     >>> import jax.numpy as jnp
-    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+    >>> x = jnp.linspace(-1, 1, 64)[:, None]
     >>> model = fit(lambda key: {"w": jnp.zeros((1, 1)), "b": jnp.zeros(1)},
     ...             lambda params, x: x @ params["w"] + params["b"],
     ...             {"x": x, "y": 3 * x + 1}, optimizer=AdamW(peak_lr=0.1, weight_decay=0.0), steps=200)

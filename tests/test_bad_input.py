@@ -670,7 +670,11 @@ ON_A_RUN = {
         ("x.csv", "line 3", "numbers"),
     ),
     "csv-longer-line": (["predict", "run", "x.csv"], file("x.csv", f"{ROW}\n{ROW},3\n"), ("x.csv", "line 2")),
-    "csv-narrow": (["predict", "run", "x.csv"], file("x.csv", "1,2,3\n"), ("x.csv", "[3]", "[8, 8]")),
+    "csv-narrow": (
+        ["predict", "run", "x.csv"],
+        file("x.csv", "1,2,3\n"),
+        ("x.csv", "line 1", "expected 64 numbers, found 3"),
+    ),
     "csv-only-names": (["predict", "run", "x.csv"], file("x.csv", "a,b\n"), ("x.csv",)),
     "csv-not-utf-8": (["predict", "run", "x.csv"], file("x.csv", b"\xff\xfe\n"), ("x.csv",)),
     "csv-one-long-cell": (["predict", "run", "x.csv"], file("x.csv", "1" * 200_000), ("x.csv",)),

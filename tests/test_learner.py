@@ -91,6 +91,9 @@ def test_the_loss_scale_follows_its_rule():
         scale = scale.updated(jnp.bool_(finite), 3)
         seen.append(float(scale.value))
     assert seen == [8, 8, 16, 16, 8, 8, 8, 16, 8, 4]
+    top = LossScale(jnp.float32(2.0**127), jnp.int32(0)).updated(True, 1)
+    bottom = LossScale(jnp.finfo(jnp.float32).tiny, jnp.int32(0)).updated(False, 1)
+    assert (float(top.value), float(bottom.value)) == (2.0**127, 2.0**-126)  # never inf, never 0: it could not return
 
 
 def _quadratic(params, state, batch, *, key):
@@ -156,3 +159,19 @@ def test_a_model_of_its_own_dtype_keeps_it():
     batch = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4, jnp.int32)}
     after, _ = jax.jit(step.make_step(task))(train_state, batch)
     assert {str(x.dtype) for x in jax.tree.leaves(after.players["model"].params)} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("optimizer", [SGD(momentum=0.9), Adam(), AdamW()], ids=lambda o: o.kind)
+def test_sixty_four_bit_types(optimizer):
+    """With them enabled, a model made there is float64 throughout, and float32 parameters stay float32."""
+    with jax.enable_x64(True):
+        task = Classification(model=MLP(inputs=(3,), outputs=2, norm="layer"), learner=Learner(optimizer=optimizer))
+        train_state = start(task)
+        batch = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4, int)}
+        for dtype in (jnp.float64, jnp.float32):
+            params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), train_state.players["model"].params)
+            this = train_state.replace(players={"model": task.learner.init(params)})
+            after, _ = jax.jit(step.make_step(task))(this, batch)
+            moved = jax.tree.leaves((after.players["model"].params, after.players["model"].optimizer))
+            assert {x.dtype for x in moved if jnp.issubdtype(x.dtype, jnp.floating)} == {jnp.dtype(dtype)}
+        assert {x.dtype for x in jax.tree.leaves(train_state.players["model"].params)} == {jnp.dtype(jnp.float64)}

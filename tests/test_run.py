@@ -99,50 +99,50 @@ def read_config(out):
     return runs.read_config(Path(out))
 
 
-def _killed_runs(tries, seed):
-    """Kill a run at random times, resume it until it is done; how often it was killed while it trained."""
-    rng, killed = random.Random(seed), 0
-    for i in range(tries):
-        out, began = Path(f"killed{i}"), time.monotonic()
-        process = command("train", "small.toml", "train.chunk=3", "--out", out)
-        while not out.exists() and process.poll() is None and time.monotonic() - began < 60:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-        for _ in range(3):
-            if (out / "result.json").exists():
-                break
-            if Directory(out / "checkpoints").steps():
-                killed += 1
-                process = command("train", "--resume", out)
-                time.sleep(rng.uniform(1.5, 3.0))
-                process.kill()
-                process.communicate()
-            else:
-                break
-        if not Directory(out / "checkpoints").steps():
-            continue  # killed before its first checkpoint: there is nothing to resume
-        process = command("train", "--resume", out)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert len({(e["step"], e["split"]) for e in lines}) == len(lines)  # no step twice
-        assert_equal_runs("whole", out)
+LONGER = ["train.steps=3000", "train.chunk=3", "train.log_every=70", "evaluate.every=500", "checkpoint.every=150"]
+
+
+def _kill(process, out, rng, after_a_checkpoint):
+    """SIGKILL at a random moment: of the start, or after the first checkpoint."""
+    began = time.monotonic()
+    steps = Directory(out / "checkpoints").steps
+    while after_a_checkpoint and not steps() and process.poll() is None and time.monotonic() - began < 60:
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.7 if after_a_checkpoint else 3.0))
+    killed = process.poll() is None
+    process.kill()
+    process.communicate()
     return killed
 
 
-def test_resumed_after_a_kill_equals_uninterrupted(folder):
+def _survives(out, rng, kills):
+    """Kill a run again and again, resume it until it is done, and compare with the run that nobody touched."""
+    killed = _kill(command("train", "small.toml", *LONGER, "--out", out), out, rng, after_a_checkpoint=True)
+    for _ in range(kills - 1):
+        if not (out / "result.json").exists():
+            killed += _kill(command("train", "--resume", out), out, rng, after_a_checkpoint=rng.random() < 0.5)
+    process = command("train", "--resume", out)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len({(e["step"], e["split"]) for e in lines}) == len(lines)  # no step twice
+    assert_equal_runs("whole", out)
+    return killed
+
+
+def test_resumed_after_kills_equals_uninterrupted(folder):
     """SIGKILL at random times, resumed, killed again, resumed: bitwise the run that nobody touched."""
-    assert main(["train", "small.toml", "train.chunk=3", "--out", "whole"]) == 0
-    assert _killed_runs(3, seed=0) >= 1
+    assert main(["train", "small.toml", *LONGER, "--out", "whole"]) == 0
+    assert _survives(Path("killed"), random.Random(0), kills=3) >= 1
 
 
 @pytest.mark.slow
 def test_resumed_after_many_kills(folder):
-    """The same, thirty times."""
-    assert main(["train", "small.toml", "train.chunk=3", "--out", "whole"]) == 0
-    assert _killed_runs(30, seed=1) >= 15
+    """The same for fifteen runs."""
+    assert main(["train", "small.toml", *LONGER, "--out", "whole"]) == 0
+    killed = sum(_survives(Path(f"killed{i}"), random.Random(i), kills=3) for i in range(15))
+    print(f"{killed} kills survived")
+    assert killed >= 15
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -206,9 +206,10 @@ def test_a_damaged_checkpoint_is_passed_over(folder, capsys):
     assert main(["train", "--resume", "bad"]) == 0
     assert "checkpoint passed over" in capsys.readouterr().err
     assert (folder / "whole" / "metrics.jsonl").read_bytes() == (folder / "bad" / "metrics.jsonl").read_bytes()
-    assert json.loads((folder / "bad" / "result.json").read_text())["test"] == json.loads(
-        (folder / "whole" / "result.json").read_text()
-    )["test"]
+    assert (
+        json.loads((folder / "bad" / "result.json").read_text())["test"]
+        == json.loads((folder / "whole" / "result.json").read_text())["test"]
+    )
 
 
 def test_a_run_directory_holds_what_it_should(folder):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def init(key: jax.Array | None, features: int, *, bias: bool = True, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+def init(key: jax.Array | None, features: int, *, bias: bool = True, dtype: Any = float) -> dict[str, jax.Array]:
     """`{"scale": ones [features], "bias": zeros [features]}`; nothing is drawn, so the key may be None."""
     del key
     params = {"scale": jnp.ones(features, dtype)}

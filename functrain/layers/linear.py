@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from functrain.layers import initializers
 
@@ -16,10 +15,11 @@ def init(
     bias: bool = True,
     kernel_init: str = "lecun_normal",
     bias_init: str = "zeros",
-    dtype: Any = jnp.float32,
+    dtype: Any = float,
 ) -> dict[str, jax.Array]:
     """`{"kernel": [inputs, outputs], "bias": [outputs]}`; initializers by name (see `initializers`).
 
+    The dtype `float` is float32, or float64 where jax has 64-bit types enabled.
     The bias of torch.nn.Linear is uniform in +-1/sqrt(inputs); here it starts at zero unless named otherwise.
     """
     kernel_key, bias_key = jax.random.split(key)

@@ -58,7 +58,8 @@ def mean_of(values: jax.Array, mask: jax.Array | None = None) -> Mean:
         return Mean(values.sum(), jnp.asarray(values.size, values.dtype))
     mask = mask.astype(values.dtype).reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
     mask = jnp.broadcast_to(mask, values.shape)
-    # A masked value may be nan or inf (0 * inf is nan): it is selected away, not multiplied away.
+    # A masked value may be nan or inf (0 * inf is nan): it is selected away, not multiplied away. (Its gradient is
+    # still 0 * inf: a loss whose masked rows are not finite must mask its inputs.)
     return Mean(jnp.where(mask != 0, values * mask, 0).sum(), mask.sum())
 
 

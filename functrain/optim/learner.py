@@ -91,6 +91,8 @@ class Learner:
 
         def improve():
             updates, optimizer = self.optimizer.build().update(gradients, player.optimizer, old)
+            # With 64-bit types enabled, live numbers are float64 and would widen the moments of float32 parameters.
+            optimizer = jax.tree.map(lambda new, old: new.astype(old.dtype), optimizer, player.optimizer)
             norms = _norms_by_leaf(gradients, updates, old) if self.norms else {}
             return optax.apply_updates(old, updates), optimizer, new_state, metrics | norms
 

@@ -28,14 +28,17 @@ class LossScale:
     def updated(self, finite: Any, growth_every: int) -> "LossScale":
         """Halved after a non-finite gradient; doubled after `growth_every` finite ones in a row.
 
+        It never leaves float32's normal numbers: at either end it stays where it is.
+
         >>> scale = LossScale(jnp.float32(8), jnp.int32(0))
         >>> float(scale.updated(False, 2).value), float(scale.updated(True, 2).updated(True, 2).value)
         (4.0, 16.0)
         """
         good = jnp.where(finite, self.good + 1, 0)
         grow = good == growth_every
-        factor = jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-        return LossScale(self.value * factor, jnp.where(grow, 0, good))
+        value = self.value * jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
+        kept = jnp.isfinite(value) & (value >= jnp.finfo(jnp.float32).tiny)
+        return LossScale(jnp.where(kept, value, self.value), jnp.where(grow, 0, good))
 
 
 def casting(loss, dtype):

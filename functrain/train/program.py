@@ -83,7 +83,14 @@ def compile_program(
                 train_state, metrics, mark = steps(train_state, metrics, window)
             return train_state, metrics, mark
 
-    return Program(advance, feed.window, fresh, evaluate, _norms(task, feed, place) if norms else None, _memory(steps))
+    return Program(
+        advance,
+        feed.window,
+        fresh,
+        evaluate,
+        _norms(task, feed, place).lower(train_state, window).compile() if norms else None,
+        _memory(steps),
+    )
 
 
 def _norms(task, feed, place):
