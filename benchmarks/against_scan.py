@@ -3,9 +3,10 @@
     python benchmarks/against_scan.py [--rounds 9] [--steps 936]
 
 Work: MLP 784-128-10 on 60,000 images of bytes, batch 128, Adam. Both sides start from the same parameters and see the
-same batches, so that their losses are the same until rounding, which the steps magnify, tells them apart. The trainer does what every run does: order and gather on the
-device, the guard against non-finite updates, accuracy, gradient norm and learning rate as metrics, logging. Each
-round times both, one after the other in alternating order; the ratio is the median over rounds of trainer / baseline.
+same batches, so that their losses are the same until rounding, which the steps magnify, tells them apart. The trainer
+does what every run does: order and gather on the device, the guard against non-finite updates, accuracy, gradient norm
+and learning rate as metrics, logging; the baseline is given the order ready made. Each round times both, one after
+the other in alternating order; the ratio is the median over rounds of trainer / baseline.
 The last line is JSON: {"ratio": ..., "trainer_steps_per_s": ..., "baseline_steps_per_s": ..., ...}.
 """
 
@@ -106,7 +107,6 @@ def main():
     start = jax.device_get(trainer.train_state.players["model"].params)
     baseline = Baseline(start, x, y, RATE)
     all_steps = np.arange((given.rounds + 1) * steps)
-    # The baseline is given the order ready made; the trainer computes it in the step.
     indices = np.stack([order(0, s, len(x), BATCH, np) for s in all_steps])
 
     rows = []

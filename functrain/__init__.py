@@ -2,11 +2,12 @@
 
     functrain.fit(init, apply, arrays, ...)   train your own pure functions
     functrain.load(run)                       a trained model as a function
+    functrain.layers, .optim, .tasks, ...     the parts, each imported when it is first named
 
-All else is imported by name: functrain.layers, functrain.optim, functrain.tasks and so on. Importing
-functrain imports none of them, nor jax.
+Importing functrain imports none of them, nor jax.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from functrain.version import __version__
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "fit", "load"]
 
+_PARTS = ("autodiff", "config", "data", "experiment", "layers", "losses", "metrics", "models", "observe", "optim")
+_PARTS += ("parallel", "precision", "runs", "tasks", "train", "tree")
+
 
 def __getattr__(name: str) -> Any:
     if name == "fit":
-        from functrain.fitting import fit
-
-        return fit
+        return importlib.import_module("functrain.fitting").fit
     if name == "load":
-        from functrain.trained import load
-
-        return load
+        return importlib.import_module("functrain.trained").load
+    if name in _PARTS:
+        return importlib.import_module(f"functrain.{name}")
     raise AttributeError(f"module 'functrain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PARTS])

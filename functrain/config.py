@@ -10,11 +10,15 @@ fields carry a type with bounds and a docstring. Components that stand for one a
 and what is legal. Text is never executed.
 """
 
+import ast
 import copy
 import dataclasses
 import difflib
 import functools
+import inspect
+import itertools
 import json
+import textwrap
 import tomllib
 import types
 from collections.abc import Iterator
@@ -50,9 +54,20 @@ def configclass(cls: type[T]) -> type[T]:
     """
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     cls.__pydantic_config__ = ConfigDict(  # pyright: ignore[reportAttributeAccessIssue]
-        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=lambda schema: _describe(schema, cls)
     )
     return cls
+
+
+def _describe(schema: dict[str, Any], cls: type) -> None:
+    """Put each field's docstring (the text under it in the source, of a base class too) into the JSON schema."""
+    for base in reversed(cls.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                name = field.target.id  # pyright: ignore[reportAttributeAccessIssue]
+                if name in schema.get("properties", {}):
+                    schema["properties"][name]["description"] = inspect.cleandoc(text.value.value)
 
 
 def _integral(value):

@@ -1,8 +1,22 @@
 """TensorBoard files, written by tensorboardX: scalars, hyperparameters, norms by layer."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
+
+
+def _summary_writer():
+    """tensorboardX's SummaryWriter, imported late and without torch: it would import that wherever it is installed."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 class TensorBoard:
@@ -10,9 +24,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, resume_at: int | None = None):
         """Start, or go on after step `resume_at`: what a killed run had written past it is dropped."""
-        from tensorboardX import SummaryWriter  # late: not every use of functrain writes it
-
-        self._writer = SummaryWriter(str(folder), purge_step=None if resume_at is None else resume_at + 1)
+        self._writer = _summary_writer()(str(folder), purge_step=None if resume_at is None else resume_at + 1)
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """One point a metric; norms by parameter stand under their own names."""
