@@ -64,10 +64,10 @@ def _describe(schema: dict[str, Any], cls: type) -> None:
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # pyright: ignore
         for field, text in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                name = field.target.id  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                name = ast.unparse(field.target)
                 if name in schema.get("properties", {}):
-                    schema["properties"][name]["description"] = inspect.cleandoc(text.value.value)
+                    schema["properties"][name]["description"] = inspect.cleandoc(ast.literal_eval(text.value))
 
 
 def _integral(value):

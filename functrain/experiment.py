@@ -31,6 +31,9 @@ from functrain.train.evaluate import Evaluate, make_evaluate
 from functrain.train.loop import Plan, Train
 from functrain.train.program import Program, compile_program
 
+# pyright: reportInvalidTypeForm=false
+# The unions of kinds are built from tables by a function, which a static checker cannot follow.
+
 
 @configclass
 class PlayerConfig:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 from rich.console import Console
@@ -45,7 +45,7 @@ def list_parts(console: Console, folder: Path = Path("configs")) -> None:
             table.add_row(kind, (cls.__doc__ or "").strip().split("\n")[0])
         console.print(table)
     names = {"model.activation": activations.Name, "model.kernel_init": initializers.Name}
-    console.print(fact_table({key: ", ".join(name.__args__) for key, name in names.items()}))
+    console.print(fact_table({key: ", ".join(get_args(name)) for key, name in names.items()}))
     found = sorted(folder.glob("*.toml"))
     if found:
         console.print(fact_table({str(p): p.read_text().split("\n")[0].lstrip("# ") for p in found}))

@@ -60,7 +60,7 @@ class Trained:
 
 def _json(value: np.ndarray) -> Any:
     """Plain numbers; None for one that is not finite, which JSON has no word for."""
-    return np.where(np.isfinite(value), value, None).tolist()
+    return np.where(np.isfinite(value), value.astype(object), None).tolist()  # pyright: ignore
 
 
 def load(out: str | Path, step: int | None = None) -> Trained:

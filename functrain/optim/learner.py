@@ -101,9 +101,8 @@ class Learner:
         unchanged = (old, player.optimizer, state, tree.zeros_like(jax.eval_shape(lambda: improve()[3])))
         params, optimizer, state, metrics = lax.cond(finite, improve, lambda: unchanged)
         if scale is not None:
-            player = player.replace(scale=scale.updated(finite, self.precision.growth_every))
-        player = player.replace(params=params, optimizer=optimizer, skipped=player.skipped + ~finite)
-        return player, state, metrics
+            scale = scale.updated(finite, self.precision.growth_every)
+        return Player(params, optimizer, scale, player.skipped + ~finite), state, metrics
 
 
 def _norms_by_leaf(gradients, updates, params) -> dict[str, Mean]:

@@ -33,7 +33,7 @@ class _Optimizer(ABC):
 
     peak_lr: Positive = 1e-3
     """The highest learning rate, reached after the warmup."""
-    schedule: AnySchedule = dataclasses.field(default_factory=Constant)
+    schedule: AnySchedule = dataclasses.field(default_factory=Constant)  # pyright: ignore[reportInvalidTypeForm]
     """How the learning rate changes over the run."""
     weight_decay: NonNegative = 0.0
     """Decay of the weights: decoupled for adamw, an L2 penalty for sgd and adam; 0 is off."""

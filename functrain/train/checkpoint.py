@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functrain import tree
@@ -191,7 +192,7 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
             return np.zeros(x.shape, x.dtype)
         array = arrays[path]
         if _is_key(x):
-            return jax.random.wrap_key_data(array)
+            return jax.random.wrap_key_data(jnp.asarray(array))
         if array.shape != x.shape or array.dtype != x.dtype:
             raise ValueError(f"{path}: {array.dtype}{array.shape} in the checkpoint, {x.dtype}{x.shape} in the config")
         return array
@@ -214,7 +215,7 @@ def damage(place: Path) -> str | None:
 
 
 def _is_key(x) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _checkpointer():
@@ -227,7 +228,7 @@ def _read(place: Path) -> Arrays:
     import orbax.checkpoint
 
     checkpointer = _checkpointer()
-    names = checkpointer.metadata(place.absolute()).item_metadata.tree
+    names = checkpointer.metadata(place.absolute()).item_metadata.tree  # pyright: ignore
     as_numpy = {name: orbax.checkpoint.RestoreArgs(restore_type=np.ndarray) for name in names}
     return checkpointer.restore(place.absolute(), restore_args=as_numpy)
 

@@ -46,10 +46,10 @@ def make_evaluate(
     first, rest = jax.jit(first), jax.jit(rest, donate_argnums=0)
 
     def evaluate(train_state):
-        metrics = None
-        for i in range(len(feed)):
-            at = jax.device_put(np.int32(i), sharding)
-            metrics = first(train_state, feed.arrays, at) if i == 0 else rest(metrics, train_state, feed.arrays, at)
+        index = [jax.device_put(np.int32(i), sharding) for i in range(len(feed))]
+        metrics = first(train_state, feed.arrays, index[0])
+        for i in index[1:]:
+            metrics = rest(metrics, train_state, feed.arrays, i)
         return metrics
 
     return evaluate

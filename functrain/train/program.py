@@ -71,25 +71,25 @@ def compile_program(
 
     if loop == "loop":
         steps = marked(step.make_chunk(task, feed, place)).lower(train_state, fresh(), window, on_device(1)).compile()
-
-        def advance(train_state, metrics, window, count):
-            return steps(train_state, metrics, window, on_device(count))
     else:
         steps = marked(step.make_body(task, feed, place)).lower(train_state, fresh(), window).compile()
 
-        def advance(train_state, metrics, window, count):
-            mark = train_state.step
-            for _ in range(count):
-                train_state, metrics, mark = steps(train_state, metrics, window)
-            return train_state, metrics, mark
+    def chunk(train_state, metrics, window, count):
+        return steps(train_state, metrics, window, on_device(count))
+
+    def one_by_one(train_state, metrics, window, count):
+        mark = train_state.step
+        for _ in range(count):
+            train_state, metrics, mark = steps(train_state, metrics, window)
+        return train_state, metrics, mark
 
     return Program(
-        advance,
-        feed.window,
-        fresh,
-        evaluate,
-        _norms(task, feed, place).lower(train_state, window).compile() if norms else None,
-        _memory(steps),
+        advance=chunk if loop == "loop" else one_by_one,
+        window=feed.window,
+        fresh=fresh,
+        evaluate=evaluate,
+        norms=_norms(task, feed, place).lower(train_state, window).compile() if norms else None,
+        memory=_memory(steps),
     )
 
 
