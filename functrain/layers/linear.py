@@ -32,8 +32,8 @@ def init(
 def apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """x [..., inputs] -> [..., outputs], in the kernel's dtype.
 
-    >>> params = {"kernel": jnp.array([[1.0], [2.0]]), "bias": jnp.array([0.5])}
-    >>> apply(params, jnp.array([3.0, 4.0])).tolist()
+    >>> params = {"kernel": jax.numpy.array([[1.0], [2.0]]), "bias": jax.numpy.array([0.5])}
+    >>> apply(params, jax.numpy.array([3.0, 4.0])).tolist()
     [11.5]
     """
     y = x.astype(params["kernel"].dtype) @ params["kernel"]
