@@ -8,8 +8,13 @@ from helpers import digits_feed, gap, metrics_of, mlp_task, same, start, train
 from toys import TinyALS, TinyControl, TinyGAN
 
 from functrain.data import InOrder, Memory, Whole
-from functrain.train import step
+from functrain.models import Pure
+from functrain.observe import flops
+from functrain.tasks import Classification
+from functrain.train import state, step
 from functrain.train.checkpoint import from_arrays, to_arrays
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def _gan():
@@ -55,7 +60,7 @@ def test_two_players_in_turn_learn():
     before = metrics_of(task, start(task), evaluation)["gap"]
     outcome, log = train(task, feed, steps=1500, chunk=100, log_every=500)
     after = metrics_of(task, outcome.train_state, evaluation)["gap"]
-    assert after < 0.35 < before
+    assert after < before / 3  # it goes round the mean, as such games do
     assert {"d_loss", "g_loss", "d_gradient_norm", "g_learning_rate"} <= log.lines[-1][2].keys()
 
 
@@ -86,7 +91,7 @@ def test_a_population_of_learning_rates_under_vmap(toy, digits):
         task, feed, _ = TOYS[toy]()
         path = {"gan": "generator_learner.optimizer.peak_lr", "control": "learner.optimizer.peak_lr"}[toy]
     rates, keys = jnp.array([1e-4, 1e-3, 1e-2]), jax.random.split(jax.random.key(5), 3)
-    init = jax.jit(jax.vmap(lambda key, rate: _state_init(task, key, {path: rate})))
+    init = jax.jit(jax.vmap(lambda key, rate: state.init(task, key, {path: rate})))
     population = init(keys, rates)
     one = jax.tree.map(lambda x: x[1], population)
     zero = step.zero_metrics(task, feed, one, feed.window(0, 1))
@@ -103,12 +108,6 @@ def test_a_population_of_learning_rates_under_vmap(toy, digits):
     assert np.shape(metrics[next(iter(metrics))].total) == (3,)
 
 
-def _state_init(task, key, sweep):
-    from functrain.train import state
-
-    return state.init(task, key, sweep)
-
-
 def test_the_loop_names_no_task():
     """Nothing in functrain.train imports a model, a task or an experiment."""
     import ast
@@ -121,3 +120,41 @@ def test_the_loop_names_no_task():
             if isinstance(node, ast.ImportFrom):
                 known = ("functrain.tasks", "functrain.models", "functrain.experiment")
                 assert not (node.module or "").startswith(known)
+
+
+def test_a_step_at_a_time_for_convolutions(digits):
+    """On a CPU a program with convolutions is dispatched a step at a time: the loop's result to 1e-6 after one step.
+
+    The rule reads the program; one without convolutions keeps the loop. Chunks of 1, 10 and 40 are bitwise there too.
+    """
+    feed = digits_feed(digits)
+
+    def convolution(params, x):
+        y = jax.lax.conv_general_dilated(x[..., None], params["kernel"], (1, 1), "SAME", dimension_numbers=LAYOUT)
+        return jax.nn.relu(y).mean((1, 2)) @ params["out"]
+
+    def init(key):
+        return {"kernel": jax.random.normal(key, (3, 3, 1, 8)) / 3, "out": jnp.zeros((8, 10))}
+
+    task = Classification(model=Pure(init, convolution), learner=mlp_task().learner)
+    names = {}
+    for name, this in (("conv", task), ("mlp", mlp_task())):
+        batch = jax.eval_shape(feed.batch, feed.arrays, jnp.int32(0))
+        names[name] = flops.count(step.make_step(this), start(this), batch)[1]
+    assert step.choose_loop(names["conv"], "cpu") == "step"
+    assert step.choose_loop(names["conv"], "gpu") == step.choose_loop(names["mlp"], "cpu") == "loop"
+
+    loop, _ = train(task, feed, steps=1, loop="loop")
+    plain, _ = train(task, feed, steps=1, loop="step")
+    assert gap(plain.train_state.players["model"].params, loop.train_state.players["model"].params) < 1e-6
+    whole, log = train(task, feed, chunk=40, loop="step")
+    for chunk in (1, 10):
+        other, other_log = train(task, feed, chunk=chunk, loop="step")
+        assert same(other.train_state, whole.train_state)
+        assert other_log.lines == log.lines
+
+
+def test_the_chunk_is_a_rule_on_the_flops():
+    """More work in a step, fewer steps in a dispatch; between 1 and 100; no clock anywhere near."""
+    assert [step.choose_chunk(n, "cpu") for n in (1, 10**8, 10**9, 10**12)] == [100, 50, 5, 1]
+    assert "time" not in step.__dict__

@@ -250,6 +250,7 @@ def test_tensorboard_holds_scalars_and_norms_by_layer(folder):
             tags |= {value.tag for value in event.summary.value}
             at += 16 + size
     assert {"train/loss", "validation/accuracy", "train/learning_rate"} <= tags
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "test/accuracy"} <= tags
     for what in ("gradient_norm", "update_norm", "parameter_norm"):
         for parameter in ("layer0/kernel", "layer0/bias", "layer1/kernel", "layer1/bias"):
             assert f"{what}/{parameter}" in tags
@@ -343,3 +344,34 @@ def test_resume_refuses_what_may_not_change(folder):
     with contextlib.redirect_stdout(None):
         assert main(["train", "--resume", "r", "train.steps=130"]) == 0
     assert json.loads((folder / "r" / "result.json").read_text())["steps"] == 130
+
+
+def test_the_way_of_dispatch_is_kept_on_resume(folder):
+    """A custom model with a convolution: a dispatch a step, written to config.toml, kept by a resumed run, bitwise."""
+    (folder / "convolution.py").write_text(CONVOLUTION)
+    arguments = ["train", "small.toml", "--out", "r"]
+    config_text = CONFIG.replace(
+        'kind = "mlp"\nhidden = [16]\ndropout = 0.1', 'kind = "custom"\ntarget = "convolution:model"'
+    )
+    (folder / "small.toml").write_text(config_text)
+    assert main(arguments) == 0
+    assert (read_config("r").train.loop, read_config("r").train.chunk) == ("step", 100)
+    assert main(["train", "small.toml", "--out", "s", "train.steps=60"]) == 0
+    assert main(["train", "--resume", "s", "train.steps=120"]) == 0
+    assert (read_config("s").train.loop, read_config("s").train.chunk) == ("step", 100)
+    assert load("r")(np.zeros((3, 8, 8), np.uint8)).shape == (3, 10)
+
+
+CONVOLUTION = """
+import jax
+import jax.numpy as jnp
+
+def model():
+    def init(key):
+        return {"kernel": jax.random.normal(key, (3, 3, 1, 4)) / 3, "out": jnp.zeros((4, 10))}
+    def apply(params, x):
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x[..., None], params["kernel"], (1, 1), "SAME", dimension_numbers=layout)
+        return jax.nn.relu(y).mean((1, 2)) @ params["out"]
+    return init, apply
+"""

@@ -106,7 +106,8 @@ class ProgressLine:
         seconds, steps = now - self._since[0], step - self._since[1]
         self._since = now, step
         rate = steps / seconds if seconds > 0 else 0.0
-        parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in ("loss", "learning_rate") if name in values]
+        shown = {"loss": "loss", "learning_rate": "rate"}
+        parts = [f"{label} {values[name]:.4g}" for name, label in shown.items() if name in values]
         parts += [f"{human(rate * self._batch)} examples/s" if self._batch else f"{human(rate)} steps/s"]
         if self._peak:
             parts += [f"{rate * self._flops / self._peak:.1%} of peak"]

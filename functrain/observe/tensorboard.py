@@ -35,7 +35,8 @@ class TensorBoard:
         """The config beside what it reached, for TensorBoard's HPARAMS page."""
         plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items()}
         finite = {k: v for k, v in results.items() if math.isfinite(v)}
-        self._writer.add_hparams(plain, finite, name=".")
+        # In a folder of its own: files are named by the second, and one of the same second would replace the other.
+        self._writer.add_hparams(plain, finite, name="hparams")
 
     def flush(self) -> None:
         """To the disk."""
