@@ -1,5 +1,7 @@
 """The learner: guard, loss scale, decay, clipping; what a step that is not finite may touch."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,3 +177,25 @@ def test_sixty_four_bit_types(optimizer):
             moved = jax.tree.leaves((after.players["model"].params, after.players["model"].optimizer))
             assert {x.dtype for x in moved if jnp.issubdtype(x.dtype, jnp.floating)} == {jnp.dtype(dtype)}
         assert {x.dtype for x in jax.tree.leaves(train_state.players["model"].params)} == {jnp.dtype(jnp.float64)}
+
+
+def test_each_step_has_a_key_of_its_own():
+    """The key of a step is fold_in(root key, step): other units are dropped each step, the same ones in a repeat."""
+
+    @dataclass(frozen=True)
+    class Dice:
+        learners = {"none": None}  # noqa: RUF012 - a constant
+
+        def init(self, key):
+            return {"none": {}}, {}
+
+        def update(self, train_state, batch, *, key):
+            return train_state, {"drawn": Mean(jax.random.uniform(key), jnp.ones(()))}
+
+    task, drawn = Dice(), []
+    train_state = root = start(task)
+    for i in range(4):
+        train_state, metrics = jax.jit(step.make_step(task))(train_state, {})
+        drawn.append(float(metrics["drawn"].total))
+        assert drawn[-1] == float(jax.random.uniform(jax.random.fold_in(root.key, i)))
+    assert len(set(drawn)) == 4
