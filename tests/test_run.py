@@ -330,7 +330,7 @@ def test_four_devices_give_the_same_run(folder):
     read = lambda out: [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
     for a, b in zip(read("four"), read("one"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-4)
-    # The two differ in how they got there: each device computes 8 of the 32 rows, and gradients are summed over devices.
+    # The two differ in how they got there: each device computes 8 of the 32 rows, and gradients are summed over them.
     done = subprocess.run(
         [sys.executable, "-c", PARTITIONED], env=environment, capture_output=True, text=True, timeout=120
     )
