@@ -128,7 +128,7 @@ def resume(
             key, (before, after) = next(iter(changed.items()))
             raise ConfigError(f"{key}: {before} in the run, {after} on this machine and data")
         store = Directory(out / "checkpoints", monitor=built.monitor, mode=new.evaluate.mode)
-        found = store.load(report=lambda line: print(f"functrain: warning: {line}", file=sys.stderr))
+        found = store.load(report=_warn)
         if found is None:
             raise ConfigError(f"--resume: {out} has no sound checkpoint; begin again with another --out")
         at, arrays = found
@@ -143,6 +143,10 @@ def resume(
         (out / "config.toml").write_text(configs.dump(built.config))
         console.print(f"resumed at step {at}")
         return _train(built, compiled, out, console, stop, imported, resumed_at=at)
+
+
+def _warn(line: str) -> None:
+    print(f"functrain: warning: {line}", file=sys.stderr)
 
 
 def _train(built, compiled, out, console, stop, imported, resumed_at):
@@ -208,10 +212,13 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
     validation = {e["step"]: _metrics_of(e) for e in lines if e["split"] == "validation"}
     chosen, train_state = outcome.step, outcome.train_state
     if best.step is not None and best.step != outcome.step:
-        chosen = best.step
-        step_and_arrays = store.load(chosen)
-        payload = {"state": train_state, "metrics": compiled.program.fresh()}
-        train_state = replicate(from_arrays(step_and_arrays[1], payload)["state"], built.mesh)
+        try:
+            _, arrays = store.load(best.step)
+        except OSError as error:
+            _warn(f"the best checkpoint cannot be used; the test is read at the last step: {error}")
+        else:
+            payload = {"state": train_state, "metrics": compiled.program.fresh()}
+            chosen, train_state = best.step, replicate(from_arrays(arrays, payload)["state"], built.mesh)
     start = time.perf_counter()
     test, counts = None, None
     if "test" in compiled.evaluate:

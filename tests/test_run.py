@@ -395,3 +395,16 @@ def model():
         return jax.nn.relu(y).mean((1, 2)) @ params["out"]
     return init, apply
 """
+
+
+def test_a_damaged_best_checkpoint_costs_the_choice_alone(folder, capsys):
+    """Where the best step's checkpoint cannot be used, the test is read at the last step, and a line says so."""
+    quick = ["optimizer.peak_lr=0.05", "evaluate.patience=2", "train.steps=3000", "evaluate.every=20"]
+    assert main(["train", "small.toml", *quick, "--out", "r"]) == 0
+    best = json.loads((folder / "r" / "result.json").read_text())["best"]["step"]
+    (folder / "r" / "checkpoints" / f"{best:08d}" / "state" / "_METADATA").write_text("{}")
+    capsys.readouterr()
+    assert main(["train", "--resume", "r"]) == 0
+    assert "the test is read at the last step" in capsys.readouterr().err
+    result = json.loads((folder / "r" / "result.json").read_text())
+    assert result["test"]["step"] == result["steps"] > best

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from functrain.observe.events import by_parameter
+
 _SHOWN = 24  # rows of parameters in the table; a large model's middle is left out
 
 
@@ -100,14 +102,15 @@ class ProgressLine:
             if self._watch in values:
                 self._best = f"validation {self._watch} {values[self._watch]:.4g}"
             return
-        if "loss" not in values and any("/" in name for name in values):
-            return  # norms by layer
+        if all(map(by_parameter, values)):
+            return
         now = time.perf_counter()
         seconds, steps = now - self._since[0], step - self._since[1]
         self._since = now, step
         rate = steps / seconds if seconds > 0 else 0.0
-        shown = {"loss": "loss", "learning_rate": "rate"}
-        parts = [f"{label} {values[name]:.4g}" for name, label in shown.items() if name in values]
+        losses = [name for name in values if name.endswith("loss")]  # a task of several players has several
+        parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in losses]
+        parts += [f"rate {values['learning_rate']:.4g}"] if "learning_rate" in values else []
         parts += [f"{human(rate * self._batch)} examples/s" if self._batch else f"{human(rate)} steps/s"]
         if self._peak:
             parts += [f"{rate * self._flops / self._peak:.1%} of peak"]

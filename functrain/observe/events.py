@@ -41,7 +41,7 @@ class JSONLines:
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """Write a line."""
-        short = {name: value if math.isfinite(value) else None for name, value in values.items() if "/" not in name}
+        short = {n: value if math.isfinite(value) else None for n, value in values.items() if not by_parameter(n)}
         if short:
             loss = {"loss": short.pop("loss")} if "loss" in short else {}
             self._file.write(_line({"step": step, "split": split} | loss | dict(sorted(short.items()))))
@@ -54,6 +54,11 @@ class JSONLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def by_parameter(name: str) -> bool:
+    """Whether a metric is the norm of one parameter, such as gradient_norm/layer0/kernel."""
+    return "_norm/" in name
 
 
 def history(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from functrain.observe.events import by_parameter
+
 
 def _summary_writer():
     """tensorboardX's SummaryWriter, imported late and without torch: it would import that wherever it is installed."""
@@ -29,7 +31,7 @@ class TensorBoard:
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """One point a metric; norms by parameter stand under their own names."""
         for name, value in values.items():
-            self._writer.add_scalar(name if "/" in name else f"{split}/{name}", value, step)
+            self._writer.add_scalar(name if by_parameter(name) else f"{split}/{name}", value, step)
 
     def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:
         """The config beside what it reached, for TensorBoard's HPARAMS page."""
