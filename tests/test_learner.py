@@ -199,3 +199,20 @@ def test_each_step_has_a_key_of_its_own():
         drawn.append(float(metrics["drawn"].total))
         assert drawn[-1] == float(jax.random.uniform(jax.random.fold_in(root.key, i)))
     assert len(set(drawn)) == 4
+
+
+def test_the_logged_loss_weighs_by_what_was_counted():
+    """Two steps, one of four examples and one of one: the logged loss is the mean over the five."""
+    task = mlp_task()
+    train_state, rng = start(task), np.random.default_rng(0)
+    total, wanted = None, []
+    for counted in (4, 1):
+        batch = {"x": rng.random((4, 8, 8), np.float32), "y": np.arange(4), "mask": (np.arange(4) < counted) * 1.0}
+        key = jax.random.fold_in(train_state.key, train_state.step)
+        means = task.full_loss(train_state.players["model"].params, {}, batch, key=key, train=True)[0]
+        wanted.append((float(means.total), float(means.count)))
+        train_state, metrics = task.update(train_state, batch, key=key)
+        total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+    sums = np.sum(wanted, 0)
+    assert float(read(total)["loss"]) == pytest.approx(sums[0] / sums[1], rel=1e-5)
+    assert abs(sums[0] / sums[1] - np.mean([t / c for t, c in wanted])) > 1e-3  # a mean of means is something else

@@ -83,8 +83,8 @@ class Learner:
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         one = jnp.ones((), value.dtype)
         rate = self.optimizer.rate(self.optimizer.updates(player.optimizer))
-        metrics = metrics | {
-            "loss": Mean(value, one),
+        metrics = {"loss": Mean(value, one)} | metrics  # of several means: their sum at each step
+        metrics |= {
             "gradient_norm": Mean(norm, one),
             "learning_rate": Mean(rate * one, one),
         }

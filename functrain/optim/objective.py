@@ -21,6 +21,8 @@ class Objective(NamedTuple):
 
     value: params -> (f, (state, metrics)).
     gradient: params -> (gradients, f, (state, metrics)); gradients and f in at least float32, unscaled.
+
+    To the loss's metrics its means are added, as `loss`, or by their names where there are several.
     """
 
     value: Callable[[Any], Any]
@@ -70,12 +72,16 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
             for mean, count in zip(jax.tree.leaves(means, is_leaf=is_metric), jax.tree.leaves(n), strict=True)
         )
 
+    def named(means):
+        """The loss as a metric: its own sum and count, so that steps of few examples weigh less in a mean of steps."""
+        return means if isinstance(means, dict) else {"loss": means}
+
     def value(params):
         n = counts(params)
 
         def f(params, state, batch, key):
             means, state, metrics = loss(params, state, batch, key=key)
-            return (total(means, n), metrics), state
+            return (total(means, n), metrics | named(means)), state
 
         (f_value, metrics), new_state = over_batches(f, params)
         return f_value, (new_state, metrics)
@@ -87,7 +93,7 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
             def scalar(params):
                 means, new_state, metrics = loss(params, state, batch, key=key)
                 f_value = total(means, n)
-                return (f_value if scale is None else scale * f_value), (f_value, new_state, metrics)
+                return (f_value if scale is None else scale * f_value), (f_value, new_state, metrics | named(means))
 
             gradients, (f_value, new_state, metrics) = jax.grad(scalar, has_aux=True)(params)
             return (jax.tree.map(tree.wide, gradients), f_value, metrics), new_state
