@@ -13,6 +13,34 @@ here imports more than jax.
 (5, 2)
 """
 
-from functrain.layers import activations, dropout, initializers, layer_norm, linear
+from functrain.layers import (
+    activations,
+    attention,
+    batch_norm,
+    conv,
+    dropout,
+    embedding,
+    group_norm,
+    initializers,
+    layer_norm,
+    linear,
+    pool,
+    positions,
+    rms_norm,
+)
 
-__all__ = ["activations", "dropout", "initializers", "layer_norm", "linear"]
+__all__ = [
+    "activations",
+    "attention",
+    "batch_norm",
+    "conv",
+    "dropout",
+    "embedding",
+    "group_norm",
+    "initializers",
+    "layer_norm",
+    "linear",
+    "pool",
+    "positions",
+    "rms_norm",
+]

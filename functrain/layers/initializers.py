@@ -53,12 +53,14 @@ _TABLE: dict[str, Initializer] = {
 }
 
 
-def by_name(name: str) -> Initializer:
-    """The initializer called `name`.
+def by_name(name: str | Initializer) -> Initializer:
+    """The initializer called `name`; a function `f(key, shape, dtype)` is returned as it is.
 
     Raises:
       ValueError: no such name; the message lists them.
     """
+    if callable(name):
+        return name
     if name not in _TABLE:
         raise ValueError(f"initializer {name!r} is not one of: {', '.join(get_args(Name))}")
     return _TABLE[name]

@@ -13,8 +13,8 @@ def init(
     outputs: int,
     *,
     bias: bool = True,
-    kernel_init: str = "lecun_normal",
-    bias_init: str = "zeros",
+    kernel_init: str | initializers.Initializer = "lecun_normal",
+    bias_init: str | initializers.Initializer = "zeros",
     dtype: Any = float,
 ) -> dict[str, jax.Array]:
     """`{"kernel": [inputs, outputs], "bias": [outputs]}`; initializers by name (see `initializers`).
