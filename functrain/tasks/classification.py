@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from functrain import losses
-from functrain.config import ConfigError, Fraction, Part, configclass
-from functrain.metrics import confusion_of, mean_of
+from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass
+from functrain.metrics import calibration_of, confusion_of, mean_of, top_k
 from functrain.tasks.base import OneLoss
 
 _LARGEST_CONFUSION = 100
@@ -16,29 +16,66 @@ _LARGEST_CONFUSION = 100
 
 @configclass
 class Classification(OneLoss):
-    """One class for each example, by softmax cross-entropy; accuracy as a metric."""
+    """One class for each example, by softmax cross-entropy, the focal loss or the hinge loss; accuracy as a metric.
+
+    A batch's `weight` [n] weighs the loss (its sum and its count); metrics count what the mask counts, once.
+    """
 
     kind: Literal["classification"] = "classification"
+    criterion: Literal["cross_entropy", "focal", "hinge"] = "cross_entropy"
+    """The loss: softmax cross-entropy; focal, by which easy examples weigh less; hinge, the sum over the classes."""
     label_smoothing: Fraction = 0.0
-    """Share of each target spread evenly over the classes, in training; 0 is off."""
+    """Share of each target spread evenly over the classes, in training; 0 is off. For cross_entropy."""
+    gamma: NonNegative = 2.0
+    """How much less easy examples weigh in the focal loss; 0 makes it cross-entropy."""
+    class_weights: tuple[NonNegative, ...] = ()
+    """What each class weighs in the loss; empty is off."""
+    top_k: tuple[Size, ...] = ()
+    """Each k for which evaluation says how often the class is among the k likeliest, as `top_k`."""
     model: Part = None
     learner: Part = None
+
+    def __post_init__(self):
+        off = isinstance(self.label_smoothing, (int, float)) and self.label_smoothing == 0
+        if self.criterion != "cross_entropy" and not off:
+            raise ValueError(f"label_smoothing: goes with criterion = cross_entropy alone; found {self.criterion}")
 
     def outputs(self, dataset) -> int:
         """One logit a class."""
         if not dataset.classes:
             raise ConfigError("task.kind: classification needs integer labels y [n]; regression takes other targets")
+        if self.class_weights and len(self.class_weights) != dataset.classes:
+            raise ConfigError(
+                f"task.class_weights: found {len(self.class_weights)}; expected {dataset.classes}, one a class"
+            )
+        if self.class_weights and not any(self.class_weights):
+            raise ConfigError("task.class_weights: all are 0; expected one above 0")
+        if self.criterion == "focal" and dataset.classes < 2:
+            raise ConfigError("task.criterion: focal needs two classes or more; the data has 1")
+        for k in self.top_k:
+            if k >= dataset.classes:
+                raise ConfigError(f"task.top_k: found {k}; expected fewer than the {dataset.classes} classes")
         return dataset.classes
 
     def loss(self, outputs, batch, *, train):
-        """Cross-entropy of logits [batch, classes] with labels [batch], and accuracy."""
+        """The loss of logits [batch, classes] with labels [batch], and accuracy."""
         labels, mask = batch["y"], batch.get("mask")
-        loss = losses.cross_entropy(outputs, labels, mask=mask, smoothing=self.label_smoothing if train else 0.0)
         predicted = outputs.argmax(-1)
         metrics: dict[str, Any] = {"accuracy": mean_of(predicted == labels, mask)}
-        if not train and outputs.shape[-1] <= _LARGEST_CONFUSION:
-            metrics["confusion"] = confusion_of(predicted, labels, outputs.shape[-1], mask)
-        return loss, metrics
+        if not train:
+            metrics["calibration"] = calibration_of(outputs, labels, mask)
+            if outputs.shape[-1] <= _LARGEST_CONFUSION:
+                metrics["confusion"] = confusion_of(predicted, labels, outputs.shape[-1], mask)
+            metrics |= {f"top_{k}": top_k(outputs, labels, k, mask) for k in self.top_k}
+        return self._criterion(outputs, labels, losses.weighted(mask, batch.get("weight")), train), metrics
+
+    def _criterion(self, logits, labels, mask, train):
+        given: dict[str, Any] = {"mask": mask, "class_weights": self.class_weights or None}
+        if self.criterion == "focal":
+            return losses.focal(logits, labels, gamma=self.gamma, **given)
+        if self.criterion == "hinge":
+            return losses.hinge(logits, labels, **given)
+        return losses.cross_entropy(logits, labels, smoothing=self.label_smoothing if train else 0.0, **given)
 
     def predict(self, outputs) -> dict[str, Any]:
         """`class` [n] and `probability` [n] of it, from logits [n, classes]."""
