@@ -31,7 +31,7 @@ def mlp_task(**learner):
     """A small classifier of the digits with dropout."""
     return Classification(
         model=MLP(inputs=(8, 8), outputs=10, hidden=(16,), dropout=0.1),
-        learner=Learner(optimizer=AdamW(peak_lr=3e-3), **learner),
+        learner=Learner(**{"optimizer": AdamW(peak_lr=3e-3), **learner}),
     )
 
 

@@ -1,5 +1,5 @@
 """Derivatives: estimators of gradients."""
 
-from functrain.autodiff.estimators import Reverse
+from functrain.autodiff.estimators import SAM, AnyEstimator, Reverse
 
-__all__ = ["Reverse"]
+__all__ = ["SAM", "AnyEstimator", "Reverse"]

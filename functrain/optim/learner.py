@@ -6,8 +6,8 @@
 
     loss(params, state, batch, *, key)             -> (Mean or tree of Means, state, metrics)
 
-Accumulation, precision, loss scale, estimator, optimizer and the guard against non-finite updates live here, once,
-for every task.
+Accumulation, precision, loss scale, estimator, optimizer, average and the guard against non-finite updates live here,
+once, for every task.
 """
 
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from jax import lax
 from functrain import tree
 from functrain.autodiff import Reverse
 from functrain.metrics import Mean
+from functrain.optim.average import NoAverage
 from functrain.optim.objective import objective
 from functrain.optim.optimizers import AdamW
 from functrain.precision import Float32, LossScale
@@ -33,6 +34,7 @@ class Player:
 
     params: Any
     optimizer: Any = ()
+    average: Any = ()
     scale: LossScale | None = None
     skipped: Any = 0  # updates that were not finite and changed nothing, int32
 
@@ -53,17 +55,18 @@ class Learner:
     optimizer: Any = field(default_factory=AdamW)
     precision: Any = field(default_factory=Float32)
     estimator: Any = field(default_factory=Reverse)
+    average: Any = field(default_factory=NoAverage)
     accumulate: int = 1
     norms: bool = False  # whether metrics carry the norms of gradient, update and parameters by leaf
 
     def init(self, params: Any) -> Player:
         """A player at the start: these parameters, and the optimizer's first state, in at least float32."""
         moments = self.optimizer.build().init(jax.tree.map(tree.wide, params))
-        return Player(params, moments, self.precision.init_scale(), jnp.int32(0))
+        return Player(params, moments, self.average.init(params), self.precision.init_scale(), jnp.int32(0))
 
     def weights(self, player: Player) -> Any:
-        """The parameters that evaluation uses."""
-        return player.params
+        """The parameters that evaluation uses: the average where there is one, of what the optimizer holds for best."""
+        return self.average.weights(player.average, self.optimizer.weights(player.optimizer, player.params))
 
     def update(
         self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array
@@ -75,6 +78,8 @@ class Learner:
           and `learning_rate`. A skipped step counts in none of them.
         """
         old, scale = player.params, player.scale
+        if (trainable := self.optimizer.trainable(old)) is not None:
+            loss = _frozen(loss, trainable)
         goal = objective(
             self.precision(loss), state, batch, key, accumulate=self.accumulate, scale=scale and scale.value
         )
@@ -82,7 +87,7 @@ class Learner:
         norm = tree.norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         one = jnp.ones((), value.dtype)
-        rate = self.optimizer.rate(self.optimizer.updates(player.optimizer))
+        rate = self.optimizer.current_rate(player.optimizer)
         metrics = {"loss": Mean(value, one)} | metrics  # of several means: their sum at each step
         metrics |= {
             "gradient_norm": Mean(norm, one),
@@ -90,19 +95,32 @@ class Learner:
         }
 
         def improve():
-            updates, optimizer = self.optimizer.build().update(gradients, player.optimizer, old)
+            updates, optimizer = self.optimizer.build().update(gradients, player.optimizer, old, value=value)
             # With 64-bit types enabled, live numbers are float64 and would widen the moments of float32 parameters.
             optimizer = jax.tree.map(lambda new, old: new.astype(old.dtype), optimizer, player.optimizer)
             norms = _norms_by_leaf(gradients, updates, old) if self.norms else {}
-            return optax.apply_updates(old, updates), optimizer, new_state, metrics | norms
+            params = optax.apply_updates(old, updates)
+            average = self.average.update(player.average, self.optimizer.weights(optimizer, params))
+            return params, optimizer, average, new_state, metrics | norms
 
         # A `cond`, for selecting over parameters and moments would cost 10 to 28 % of a small model's step; around
         # this player alone, for guarding the whole TrainState would copy a replay buffer at each step.
-        unchanged = (old, player.optimizer, state, tree.zeros_like(jax.eval_shape(lambda: improve()[3])))
-        params, optimizer, state, metrics = lax.cond(finite, improve, lambda: unchanged)
+        nothing = tree.zeros_like(jax.eval_shape(lambda: improve()[-1]))
+        unchanged = (old, player.optimizer, player.average, state, nothing)
+        params, optimizer, average, state, metrics = lax.cond(finite, improve, lambda: unchanged)
         if scale is not None:
             scale = scale.updated(finite, self.precision.growth_every)
-        return Player(params, optimizer, scale, player.skipped + ~finite), state, metrics
+        return Player(params, optimizer, average, scale, player.skipped + ~finite), state, metrics
+
+
+def _frozen(loss, trainable):
+    """The loss with no gradient by the parameters that are not trainable: what leads only there is never computed."""
+
+    def held(params, state, batch, *, key):
+        params = jax.tree.map(lambda p, t: p if t else lax.stop_gradient(p), params, trainable)
+        return loss(params, state, batch, key=key)
+
+    return held
 
 
 def _norms_by_leaf(gradients, updates, params) -> dict[str, Mean]:

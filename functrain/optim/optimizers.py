@@ -1,94 +1,29 @@
-"""Optimizers: a config that builds one visible optax chain.
+"""The optimizers: what each adds to the chain, with its settings and its paper.
 
-The chain is rebuilt inside the traced step, so that its numbers may be live (see `functrain.train.hyper`); a float
-that is a Python 0.0 leaves its stage out. The order of the stages, the same for all:
-
-    clip         first: the norm that is bounded is the gradient's own
-    L2 penalty   sgd and adam: added to the gradient, before momentum and preconditioner (as in torch)
-    precondition
-    decay        adamw: after the preconditioner, decoupled from the gradient (Loshchilov, Hutter 2019)
-    rate         last: times -(peak_lr * schedule)
+The shared settings and the order of the stages are in `functrain.optim.chain`; docs/optimizers.md says how each agrees
+with torch. Where optax has another convention than torch, torch's is the default.
 """
 
-import dataclasses
-from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
+from pydantic import Field
 
 from functrain import tree
-from functrain.config import ConfigError, Fraction, NonNegative, Positive, configclass, kinds
-from functrain.optim.schedules import AnySchedule, Constant
+from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, configclass, kinds
+from functrain.optim import preconditioners, transforms
+from functrain.optim.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam, RAdamW
+from functrain.optim.chain import Chain, Decoupled, matches, off
+from functrain.optim.foreign import Optax
+from functrain.optim.schedules import Plateau
 
-
-def _off(number) -> bool:
-    """Whether a setting is off: a Python zero. A traced zero is a value like any other."""
-    return isinstance(number, (int, float)) and number == 0
-
-
-@configclass
-class _Optimizer(ABC):
-    """The settings that all optimizers share, and the chain."""
-
-    peak_lr: Positive = 1e-3
-    """The highest learning rate, reached after the warmup."""
-    schedule: AnySchedule = dataclasses.field(default_factory=Constant)  # pyright: ignore[reportInvalidTypeForm]
-    """How the learning rate changes over the run."""
-    weight_decay: NonNegative = 0.0
-    """Decay of the weights: decoupled for adamw, an L2 penalty for sgd and adam; 0 is off."""
-    decay: tuple[str, ...] = ()
-    """Patterns of the parameters that decay, searched in paths such as layer0/kernel; empty: all of two axes up."""
-    clip_norm: NonNegative = 0.0
-    """Largest norm of the whole gradient; a larger one is scaled down to it; 0 is off."""
-
-    decoupled = False  # whether weight decay skips the preconditioner
-
-    @abstractmethod
-    def precondition(self) -> list[optax.GradientTransformation]:
-        """The stages that make this optimizer what it is."""
-
-    def sized(self, steps: int) -> Any:
-        """The optimizer with its schedule's horizon known."""
-        return dataclasses.replace(self, schedule=self.schedule.sized(steps))
-
-    def check(self, params: Any, section: str = "optimizer") -> None:
-        """Raises a ConfigError where a pattern matches no parameter."""
-        try:
-            tree.select(self.decay, params)
-        except ValueError as error:
-            raise ConfigError(f"{section}.decay: {error}") from None
-
-    def rate(self, count: Any) -> Any:
-        """The learning rate at update `count`."""
-        return self.peak_lr * self.schedule.share(count)
-
-    def build(self) -> optax.GradientTransformation:
-        """The chain, in the order that the module's first lines give."""
-        decay = []
-        if not _off(self.weight_decay):
-            decay = [optax.add_decayed_weights(self.weight_decay, self.decays)]
-        return optax.chain(
-            *([] if _off(self.clip_norm) else [optax.clip_by_global_norm(self.clip_norm)]),  # pyright: ignore
-            *([] if self.decoupled else decay),
-            *self.precondition(),
-            *(decay if self.decoupled else []),
-            optax.scale_by_schedule(lambda count: -self.rate(count)),
-        )
-
-    def updates(self, optimizer_state: Any) -> Any:
-        """How many updates were applied: the count of the chain's last stage."""
-        return optimizer_state[-1].count
-
-    def decays(self, params: Any) -> Any:
-        """A tree of booleans: which parameters decay."""
-        if self.decay:
-            return tree.select(self.decay, params)
-        return jax.tree.map(lambda p: p.ndim >= 2, params)  # biases and norms have one axis
+Share = Annotated[float, Field(gt=0, lt=1)]
+"""A share that is neither none nor all."""
 
 
 @configclass
-class SGD(_Optimizer):
+class SGD(Chain):
     """Stochastic gradient descent, with momentum if asked: v = momentum v + g; p = p - lr v (as torch.optim.SGD)."""
 
     kind: Literal["sgd"] = "sgd"
@@ -99,36 +34,285 @@ class SGD(_Optimizer):
 
     def precondition(self):
         """The trace of gradients."""
-        return [] if _off(self.momentum) else [optax.trace(self.momentum, self.nesterov)]  # pyright: ignore
+        return [] if off(self.momentum) else [optax.trace(self.momentum, self.nesterov)]  # pyright: ignore
 
 
 @configclass
-class Adam(_Optimizer):
-    """Adam (Kingma, Ba 2015, algorithm 1); weight decay is an L2 penalty on the gradient (as torch.optim.Adam)."""
+class Adagrad(Chain):
+    """Adagrad (Duchi et al. 2011): g over the root of the sum of squared gradients (as torch.optim.Adagrad)."""
 
-    kind: Literal["adam"] = "adam"
+    kind: Literal["adagrad"] = "adagrad"
+    peak_lr: Positive = 1e-2
+    """The highest learning rate, reached after the warmup."""
+    initial: NonNegative = 0.0
+    """What the sum starts with (optax: 0.1)."""
+    epsilon: NonNegative = 1e-10
+    """Added to the root (optax adds it inside)."""
+
+    def precondition(self):
+        """The sum of squares."""
+        return [preconditioners.scale_by_adagrad(self.initial, self.epsilon)]
+
+
+@configclass
+class Adadelta(Chain):
+    """Adadelta (Zeiler 2012, algorithm 1), times a learning rate (as torch.optim.Adadelta)."""
+
+    kind: Literal["adadelta"] = "adadelta"
+    peak_lr: Positive = 1.0
+    """The highest learning rate, reached after the warmup; 1 is the paper's."""
+    rho: Fraction = 0.9
+    """Decay of the means of squared gradients and squared updates."""
+    epsilon: NonNegative = 1e-6
+    """Added to both means, inside the roots."""
+
+    def precondition(self):
+        """The ratio of the two roots."""
+        return [optax.scale_by_adadelta(self.rho, self.epsilon)]
+
+
+@configclass
+class RMSprop(Chain):
+    """RMSprop (Hinton 2012, lecture 6e): g over the root of the mean of squared gradients, with momentum if asked."""
+
+    kind: Literal["rmsprop"] = "rmsprop"
+    peak_lr: Positive = 1e-2
+    """The highest learning rate, reached after the warmup."""
+    b2: Fraction = 0.99
+    """Decay of the mean of squared gradients."""
+    epsilon: NonNegative = 1e-8
+    """Added to the root; inside it by optax's convention."""
+    momentum: Fraction = 0.0
+    """How much of the last update carries over; 0 is off."""
+    centered: bool = False
+    """Divide by the standard deviation: the mean of gradients is taken off (Graves 2013, eq. 38 to 40)."""
+    convention: Literal["torch", "optax"] = "torch"
+    """As torch.optim.RMSprop; or as optax.rmsprop, whose momentum is of steps with their rates in them."""
+
+    def precondition(self):
+        """The second moment; in torch's convention momentum of what it scaled."""
+        if self.convention == "optax":
+            scale = optax.scale_by_stddev if self.centered else optax.scale_by_rms
+            return [scale(self.b2, self.epsilon)]
+        if self.centered:
+            scaled = preconditioners.scale_by_centered_rms(self.b2, self.epsilon)
+        else:
+            scaled = optax.scale_by_rms(self.b2, self.epsilon, eps_in_sqrt=False)
+        return [scaled, *self._momentum()]
+
+    def finish(self):
+        """In optax's convention momentum of finished steps."""
+        return self._momentum() if self.convention == "optax" else []
+
+    def _momentum(self) -> list[optax.GradientTransformation]:
+        return [] if off(self.momentum) else [optax.trace(self.momentum)]  # pyright: ignore
+
+
+@configclass
+class Lion(Decoupled):
+    """Lion (Chen et al. 2023, algorithm 2): the sign of a mean of gradients, with decoupled weight decay."""
+
+    kind: Literal["lion"] = "lion"
+    peak_lr: Positive = 1e-4
+    """The highest learning rate, reached after the warmup; a third to a tenth of AdamW's."""
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay: p = p - lr * weight_decay * p, for the parameters that decay; 0 is off."""
+    b1: Fraction = 0.9
+    """How much of the mean is in the update."""
+    b2: Fraction = 0.99
+    """Decay of the mean of gradients."""
+
+    def precondition(self):
+        """The sign."""
+        return [optax.scale_by_lion(self.b1, self.b2)]
+
+
+@configclass
+class Lamb(Decoupled):
+    """LAMB (You et al. 2020, algorithm 2): Adam's update and its decay, scaled leaf by leaf to the parameter's norm."""
+
+    kind: Literal["lamb"] = "lamb"
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay, added to Adam's update before it is scaled, for the parameters that decay; 0 is off."""
     b1: Fraction = 0.9
     """Decay of the mean of gradients."""
     b2: Fraction = 0.999
     """Decay of the mean of squared gradients."""
-    epsilon: NonNegative = 1e-8
+    epsilon: NonNegative = 1e-6
     """Added to the root of the second moment."""
 
     def precondition(self):
         """Bias-corrected moments."""
         return [optax.scale_by_adam(self.b1, self.b2, self.epsilon)]
 
+    def rescale(self):
+        """|p| / |update|, 1 where either is zero."""
+        return [optax.scale_by_trust_ratio()]
+
 
 @configclass
-class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019, algorithm 2; the decay is times the learning rate)."""
+class Adafactor(Decoupled):
+    """Adafactor (Shazeer, Stern 2018, algorithms 4 and 5): second moments of matrices kept as a row and a column.
 
-    kind: Literal["adamw"] = "adamw"
-    weight_decay: NonNegative = 0.01
+    By optax's convention (optax.adafactor) leaves are factored from 128 a side, the rate is not bounded by 1 / sqrt(t),
+    and epsilon is added to squared gradients. All its numbers may be live.
+    """
+
+    kind: Literal["adafactor"] = "adafactor"
+    peak_lr: Positive = 1e-2
+    """The highest relative learning rate: times the size of each parameter, and by torch at most 1 / sqrt(t)."""
+    exponent: NonNegative = 0.8
+    """The decay of the second moment at update t is 1 - t^-exponent."""
+    epsilon: NonNegative = 0.0
+    """Least root of the second moment; 0 is the dtype's machine epsilon (by optax: added to squares; 0 is 1e-30)."""
+    smallest: NonNegative = 1e-3
+    """Least size of a parameter, as a root mean square, by which its step is multiplied."""
+    threshold: Positive = 1.0
+    """Largest root mean square of a leaf's scaled gradient."""
+    convention: Literal["torch", "optax"] = "torch"
+    """As torch.optim.Adafactor, or as optax.adafactor; the decay is times the learning rate in both."""
+
+    def precondition(self):
+        """The factored second moment, clipped, times the parameter's size."""
+        if self.convention == "torch":
+            args = (self.exponent, self.epsilon, self.smallest, self.threshold)
+            return [preconditioners.scale_by_adafactor(self.rate, *args)]
+        epsilon = 1e-30 if off(self.epsilon) else self.epsilon
+        return [
+            optax.scale_by_factored_rms(decay_rate=self.exponent, epsilon=epsilon),
+            optax.clip_by_block_rms(self.threshold),
+            optax.scale_by_param_block_rms(self.smallest),  # pyright: ignore
+        ]
+
+
+@configclass
+class Muon(Decoupled):
+    """Muon (Jordan et al. 2024): orthogonal momentum for matrices (as torch.optim.Muon), AdamW for all else."""
+
+    kind: Literal["muon"] = "muon"
+    weight_decay: NonNegative = 0.1
     """Decoupled decay: p = p - lr * weight_decay * p, for the parameters that decay; 0 is off."""
+    matrices: tuple[str, ...] = ()
+    """Patterns of the parameters of two axes that are made orthogonal; empty: all of them."""
+    momentum: Fraction = 0.95
+    """Decay of the mean of gradients."""
+    nesterov: bool = True
+    """Look ahead: what is made orthogonal is momentum * mean + (1 - momentum) * gradient."""
+    iterations: Size = 5
+    """Of Newton and Schulz."""
+    adjust: Literal["original", "match_rms_adamw"] = "original"
+    """A matrix's update times sqrt(max(1, outputs / inputs)), or 0.2 sqrt(max(inputs, outputs)), AdamW's size."""
+    epsilon: NonNegative = 1e-7
+    """Least norm by which a matrix is divided."""
+    adam_b1: Fraction = 0.9
+    """Decay of the mean of gradients, for all that is no matrix."""
+    adam_b2: Fraction = 0.999
+    """Decay of the mean of squared gradients, for all that is no matrix."""
+    adam_epsilon: NonNegative = 1e-8
+    """Added to the root of the second moment, for all that is no matrix."""
 
-    decoupled = True
+    def precondition(self):
+        """Two stages, each for its part of the parameters."""
+        muon = preconditioners.scale_by_muon(
+            self.momentum, self.epsilon, nesterov=self.nesterov, steps=self.iterations, adjust=self.adjust
+        )
+        adam = optax.scale_by_adam(self.adam_b1, self.adam_b2, self.adam_epsilon)
+        rest = lambda params: jax.tree.map(lambda chosen: not chosen, self._chosen(params))  # noqa: E731
+        return [optax.masked(muon, self._chosen), optax.masked(adam, rest)]
+
+    def check(self, params, section="optimizer"):
+        """Raises a ConfigError where a pattern matches nothing, or what has not two axes."""
+        super().check(params, section)
+        try:
+            chosen = tree.by_path(tree.select(self.matrices, params))
+        except ValueError as error:
+            raise ConfigError(f"{section}.matrices: {error}") from None
+        for path, p in tree.by_path(params).items():
+            if chosen[path] and p.ndim != 2:
+                raise ConfigError(f"{section}.matrices: {path} has {p.ndim} axes; expected patterns of matrices alone")
+
+    def _chosen(self, params) -> Any:
+        """A tree of booleans: which parameters are made orthogonal."""
+
+        def chosen(path, p):
+            return p.ndim == 2 and (not self.matrices or matches(self.matrices, path))
+
+        return tree.map_by_path(chosen, params)
 
 
-AnyOptimizer = kinds(SGD, Adam, AdamW, default="adamw")
+@configclass
+class _ScheduleFree(Decoupled):
+    """What schedule-free optimizers share: the average that takes the place of a falling rate."""
+
+    b1: Share = 0.9
+    """How much of the average is in the parameters at which the gradient is taken."""
+
+    def __post_init__(self):
+        if isinstance(self.schedule, Plateau):
+            raise ValueError(f"schedule: found plateau; {self.kind} weighs by the schedule's rate alone; take constant")  # pyright: ignore
+        if self.lookahead_every:
+            raise ValueError(f"lookahead_every: found {self.lookahead_every}; {self.kind} averages already; expected 0")  # pyright: ignore
+
+    def finish(self):
+        """The average."""
+        return [transforms.schedule_free(self.rate, self.b1)]
+
+    def weights(self, optimizer_state, params):
+        """The average x; the parameters are y, where gradients are taken."""
+        return transforms.averaged(self.stage_state(optimizer_state, transforms.ScheduleFreeState), params)  # pyright: ignore
+
+
+@configclass
+class ScheduleFreeAdamW(_ScheduleFree):
+    """Schedule-free AdamW (Defazio et al. 2024, algorithm 1): no schedule but a warmup; evaluation uses the average."""
+
+    kind: Literal["schedule_free_adamw"] = "schedule_free_adamw"
+    peak_lr: Positive = 2.5e-3
+    """The learning rate, reached after the warmup; up to ten times AdamW's."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay: z = z - lr * weight_decay * p, for the parameters that decay; 0 is off."""
+    b2: Fraction = 0.999
+    """Decay of the mean of squared gradients."""
+    epsilon: NonNegative = 1e-8
+    """Added to the root of the second moment."""
+
+    def precondition(self):
+        """The bias-corrected second moment; the average stands for the first."""
+        return [optax.scale_by_rms(self.b2, self.epsilon, eps_in_sqrt=False, bias_correction=True)]
+
+
+@configclass
+class ScheduleFreeSGD(_ScheduleFree):
+    """Schedule-free SGD (Defazio et al. 2024, eq. 3 to 5): no schedule but a warmup; evaluation uses the average."""
+
+    kind: Literal["schedule_free_sgd"] = "schedule_free_sgd"
+    peak_lr: Positive = 1.0
+    """The learning rate, reached after the warmup; larger than SGD's with momentum."""
+
+    def precondition(self):
+        """None: the average stands for momentum."""
+        return []
+
+
+AnyOptimizer = kinds(
+    SGD,
+    Adam,
+    AdamW,
+    Adagrad,
+    Adadelta,
+    RMSprop,
+    NAdam,
+    NAdamW,
+    RAdam,
+    RAdamW,
+    Adamax,
+    Lion,
+    Lamb,
+    Adafactor,
+    Muon,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+    Optax,
+    default="adamw",
+)
 """[optimizer]: every optimizer a config can name."""

@@ -1,0 +1,202 @@
+"""What every optimizer shares: the settings, and one visible optax chain.
+
+The chain is rebuilt inside the traced step, so that its numbers may be live (see `functrain.train.hyper`); a float
+that is a Python 0.0 leaves its stage out. The order of the stages, the same for all:
+
+    clip          first, for what is bounded is the gradient's own: elements, then units, then the whole; each only
+                  scales down, and so keeps the bounds before it
+    penalties     l1, and L2 (weight_decay, or l2 where that is decoupled): added to the gradient, before momentum and
+                  preconditioner (as in torch)
+    precondition  what makes the optimizer what it is
+    decay         decoupled: after the preconditioner, and so untouched by it (Loshchilov, Hutter 2019)
+    rescale       lamb: by the ratio of the norms of parameter and update, the decay in it (You et al. 2020)
+    rate          times -(peak_lr * schedule); what follows works on finished steps
+    rates         times the factor of each parameter
+    plateau       times what the loss has left of the rate
+    finish        schedule-free's average; momentum of finished steps in optax's RMSprop
+    lookahead     last: it needs the parameters as the step leaves them
+
+Where something is frozen, the chain sees the other parameters alone: no moments, no share in the whole norm, no decay.
+"""
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import optax
+
+from functrain import tree
+from functrain.config import ConfigError, Count, Fraction, NonNegative, Positive, Text, configclass
+from functrain.optim import transforms
+from functrain.optim.schedules import AnySchedule, Constant
+
+S = TypeVar("S")
+
+
+def off(number: Any) -> bool:
+    """Whether a setting is off: a Python zero. A traced zero is a value like any other."""
+    return isinstance(number, (int, float)) and number == 0
+
+
+def matches(patterns: Iterable[str], path: str) -> bool:
+    """Whether any of the patterns is found in the path."""
+    return any(re.search(pattern, path) for pattern in patterns)
+
+
+@configclass
+class Chain(ABC):
+    """The settings that all optimizers share, and the chain."""
+
+    peak_lr: Positive = 1e-3
+    """The highest learning rate, reached after the warmup."""
+    schedule: AnySchedule = dataclasses.field(default_factory=Constant)  # pyright: ignore[reportInvalidTypeForm]
+    """How the learning rate changes over the run."""
+    weight_decay: NonNegative = 0.0
+    """Decay of the weights: decoupled where the kind says so, an L2 penalty for the others; 0 is off."""
+    decay: tuple[str, ...] = ()
+    """Patterns of the parameters that decay, searched in paths such as layer0/kernel; empty: all of two axes up."""
+    l1: NonNegative = 0.0
+    """L1 penalty, for the parameters that decay: l1 * sign(p) is added to the gradient; 0 is off."""
+    clip_norm: NonNegative = 0.0
+    """Largest norm of the whole gradient; a larger one is scaled down to it; 0 is off."""
+    clip_value: NonNegative = 0.0
+    """Largest size of any element of the gradient; 0 is off."""
+    clip_adaptive: NonNegative = 0.0
+    """Largest norm of a unit's gradient, as a share of its weights' norm (Brock et al. 2021, eq. 3); 0 is off."""
+    rates: tuple[tuple[Text, NonNegative], ...] = ()
+    """Pairs [pattern, factor]: the learning rate of parameters, as a multiple; the first that matches; 0 freezes."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of the parameters that never change."""
+    lookahead_every: Count = 0
+    """Updates after which slow weights move towards the parameters and replace them (Zhang et al. 2019); 0 is off."""
+    lookahead_share: Fraction = 0.5
+    """How far the slow weights move, as a share of the way."""
+
+    decoupled = False  # whether weight decay skips the preconditioner
+
+    @abstractmethod
+    def precondition(self) -> list[optax.GradientTransformation]:
+        """The stages that make this optimizer what it is."""
+
+    def rescale(self) -> list[optax.GradientTransformation]:
+        """The stages between decay and rate."""
+        return []
+
+    def step(self) -> optax.GradientTransformation:
+        """The stage that applies the rate, and counts."""
+        return optax.scale_by_schedule(lambda count: -self.rate(count))
+
+    def finish(self) -> list[optax.GradientTransformation]:
+        """The stages that work on finished steps."""
+        return []
+
+    def build(self) -> optax.GradientTransformationExtraArgs:
+        """The chain, in the order that the module's first lines give."""
+        decay = []
+        if not off(self.weight_decay):
+            decay = [optax.add_decayed_weights(self.weight_decay, self.decays)]
+        l2 = getattr(self, "l2", 0.0)
+        plateau = self.schedule.stage()
+        chain = optax.chain(
+            *([] if off(self.clip_value) else [optax.clip(self.clip_value)]),
+            *([] if off(self.clip_adaptive) else [transforms.adaptive_clip(self.clip_adaptive)]),
+            *([] if off(self.clip_norm) else [optax.clip_by_global_norm(self.clip_norm)]),  # pyright: ignore
+            *([] if off(self.l1) else [optax.masked(transforms.add_sign(self.l1), self.decays)]),
+            *([] if off(l2) else [optax.add_decayed_weights(l2, self.decays)]),
+            *([] if self.decoupled else decay),
+            *self.precondition(),
+            *(decay if self.decoupled else []),
+            *self.rescale(),
+            self.step(),
+            *([transforms.scale_by_path(self._factor)] if self.rates else []),
+            *([] if plateau is None else [plateau]),
+            *self.finish(),
+            *([transforms.lookahead(self.lookahead_every, self.lookahead_share)] if self.lookahead_every else []),
+        )
+        if not self._freezes:
+            return chain
+        frozen = optax.masked(optax.set_to_zero(), lambda params: tree.map_by_path(lambda p, _: self._still(p), params))
+        return optax.chain(optax.masked(chain, self.trainable), frozen)
+
+    # -- what a learner asks ----------------------------------------------------------------------
+
+    def sized(self, steps: int) -> Any:
+        """The optimizer with its schedule's horizon known."""
+        return dataclasses.replace(self, schedule=self.schedule.sized(steps))
+
+    def check(self, params: Any, section: str = "optimizer") -> None:
+        """Raises a ConfigError where a pattern matches no parameter, or a parameter is left out."""
+        factors = tuple(pattern for pattern, _ in self.rates)
+        for key, patterns in (("decay", self.decay), ("freeze", self.freeze), ("rates", factors)):
+            try:
+                tree.select(patterns, params)
+            except ValueError as error:
+                raise ConfigError(f"{section}.{key}: {error}") from None
+        for path in tree.by_path(params) if self.rates else ():
+            if not matches(factors, path):
+                raise ConfigError(f'{section}.rates: no pattern matches {path}; end the list with [".", 1.0]')
+        if all(self._still(path) for path in tree.by_path(params)) and self._freezes:
+            raise ConfigError(f"{section}: every parameter is frozen; nothing is left to train")
+
+    def rate(self, count: Any) -> Any:
+        """The learning rate at update `count`, by the schedule."""
+        return self.peak_lr * self.schedule.share(count)
+
+    def current_rate(self, optimizer_state: Any) -> Any:
+        """The learning rate that the next update will use: the schedule's, times what a plateau has left of it."""
+        rate = self.rate(self.updates(optimizer_state))
+        plateau = self.stage_state(optimizer_state, transforms.PlateauState)
+        return rate if plateau is None else rate * plateau.factor
+
+    def updates(self, optimizer_state: Any) -> Any:
+        """How many updates were applied."""
+        counter = (optax.ScaleByScheduleState, transforms.CountedState)
+        return self.stage_state(optimizer_state, counter).count  # pyright: ignore[reportOptionalMemberAccess]
+
+    def weights(self, optimizer_state: Any, params: Any) -> Any:
+        """The parameters that evaluation uses."""
+        return params
+
+    def decays(self, params: Any) -> Any:
+        """A tree of booleans: which parameters decay."""
+
+        def decays(path, p):
+            # Biases and norms have one axis.
+            return not self._still(path) and (matches(self.decay, path) if self.decay else p.ndim >= 2)
+
+        return tree.map_by_path(decays, params)
+
+    def trainable(self, params: Any) -> Any:
+        """A tree of booleans, False where a parameter is frozen; None where none is."""
+        return tree.map_by_path(lambda path, _: not self._still(path), params) if self._freezes else None
+
+    def stage_state(self, optimizer_state: Any, kind: type[S] | tuple[type[S], ...]) -> S | None:
+        """The state of the chain's stage of that kind, or None."""
+        stages = optimizer_state[0].inner_state if self._freezes else optimizer_state
+        return next((state for state in stages if isinstance(state, kind)), None)
+
+    # -- patterns ---------------------------------------------------------------------------------
+
+    @property
+    def _freezes(self) -> bool:
+        return bool(self.freeze) or any(factor == 0 for _, factor in self.rates)
+
+    def _still(self, path: str) -> bool:
+        """Whether a parameter is frozen."""
+        return matches(self.freeze, path) or self._factor(path) == 0
+
+    def _factor(self, path: str) -> float:
+        """What the rates make of a parameter's learning rate."""
+        return next((factor for pattern, factor in self.rates if re.search(pattern, path)), 1.0)
+
+
+@configclass
+class Decoupled(Chain):
+    """Those whose weight decay skips the preconditioner: they have a key of its own for an L2 penalty."""
+
+    l2: NonNegative = 0.0
+    """L2 penalty, for the parameters that decay: l2 * p is added to the gradient; 0 is off."""
+
+    decoupled = True
