@@ -1,22 +1,49 @@
 """Data: sources (what the examples are), order (which, when), feeds (to the device)."""
 
-from functrain.data.feed import InOrder, Memory, Stream, Whole
+from functrain.config import kinds
+from functrain.data.adapt import from_iterable, from_splits
+from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, split_at_random
+from functrain.data.feed import InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
+from functrain.data.idx import Idx
+from functrain.data.images import ImageFolder
+from functrain.data.mixture import Mixture
+from functrain.data.named import Known
 from functrain.data.order import order, shuffled
-from functrain.data.sources import SPLITS, AnyData, Arrays, CustomData, Dataset, Digits, Npz, dataset, split_at_random
+from functrain.data.random import Random
+from functrain.data.sources import Arrays, CustomData, Digits, Npz
+from functrain.data.table import Csv
+from functrain.data.text import PythonSource, TextFile
+
+AnyData = kinds(Digits, Known, Idx, Csv, TextFile, PythonSource, ImageFolder, Npz, Mixture, Random, CustomData)
+"""[data]: every source a config can name."""
 
 __all__ = [
     "SPLITS",
     "AnyData",
     "Arrays",
+    "Csv",
     "CustomData",
     "Dataset",
     "Digits",
+    "Idx",
+    "ImageFolder",
     "InOrder",
+    "Known",
     "Memory",
+    "Mixed",
+    "Mixture",
     "Npz",
+    "PythonSource",
+    "Random",
     "Stream",
+    "TextFile",
     "Whole",
+    "Windows",
+    "blocks",
     "dataset",
+    "fold_at_random",
+    "from_iterable",
+    "from_splits",
     "order",
     "shuffled",
     "split_at_random",

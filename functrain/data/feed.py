@@ -4,6 +4,8 @@ window(step, count) -> arrays    on the host: what the steps [step, step + count
 batch(window, step) -> batch     pure and traced: one step's batch out of the window
 
 Memory    all examples on the device; a step gathers its own (nothing travels)
+Mixed     several sources on the device: so many of each in every batch
+Windows   blocks out of one long sequence on the device
 Stream    rows read on the host for one chunk at a time; the same order
 Whole     the same batch at each step: full-batch methods, and {} for an environment
 """
@@ -47,6 +49,85 @@ class Memory:
         n = len(jax.tree.leaves(window)[0])
         i = order(self.seed, step, n, self.size)
         return self.prepare(jax.tree.map(lambda x: x[i], window))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Arrays of several sources on the device, one source after the other; so many of each in every batch.
+
+    Each source has its own order, by its own seed, and so its own epochs.
+
+    parts: (examples, examples in a batch) of each source.
+
+    >>> feed = Mixed({"x": jnp.array([0, 0, 0, 0, 1, 1])}, parts=((4, 3), (2, 1)))
+    >>> feed.batch(feed.window(0, 1), jnp.int32(0))["x"].tolist()
+    [0, 0, 0, 1]
+    """
+
+    arrays: Any = field(hash=False)
+    parts: tuple[tuple[int, int], ...]
+    seed: int = 0
+    prepare: Callable[[Any], Any] = as_is
+
+    def window(self, step: int, count: int) -> Any:
+        """The arrays, whatever the step."""
+        return self.arrays
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """The examples of one step, prepared."""
+        rows, start = [], 0
+        for k, (n, size) in enumerate(self.parts):
+            seed = (self.seed + k * 0x9E3779B9) % 2**31  # far apart, and that of the first is the seed itself
+            rows.append(start + order(seed, step, n, size))
+            start += n
+        i = jnp.concatenate(rows)
+        return self.prepare(jax.tree.map(lambda x: x[i], window))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Blocks out of one long sequence on the device: `block` tokens x, and y the token that follows each.
+
+    Every place of the sequence is a start once in an epoch of the order.
+
+    >>> feed = Windows({"tokens": jnp.arange(10)}, block=3, size=2)
+    >>> batch = feed.batch(feed.window(0, 1), jnp.int32(0))
+    >>> batch["x"].shape, (batch["y"] - batch["x"]).tolist()
+    ((2, 3), [[1, 1, 1], [1, 1, 1]])
+    """
+
+    arrays: Any = field(hash=False)
+    block: int
+    size: int
+    seed: int = 0
+    prepare: Callable[[Any], Any] = as_is
+
+    def window(self, step: int, count: int) -> Any:
+        """The sequence, whatever the step."""
+        return self.arrays
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """x and y [size, block], int32, prepared."""
+        tokens = window["tokens"]
+        start = order(self.seed, step, len(tokens) - self.block, self.size)
+        rows = tokens[start[:, None] + jnp.arange(self.block + 1)].astype(jnp.int32)
+        return self.prepare({"x": rows[:, :-1], "y": rows[:, 1:]})
+
+
+def blocks(tokens: np.ndarray, block: int) -> dict[str, np.ndarray]:
+    """A sequence cut into blocks that do not overlap: x, y and mask [n, block]; each token is predicted once.
+
+    >>> {name: a.tolist() for name, a in blocks(np.arange(6), 3).items()}
+    {'x': [[0, 1, 2], [3, 4, 4]], 'y': [[1, 2, 3], [4, 5, 5]], 'mask': [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]}
+    """
+    n = len(tokens) - 1
+    at = np.arange(-(-n // block) * block)
+    x, y = tokens[np.minimum(at, n - 1)], tokens[np.minimum(at, n - 1) + 1]
+    return {
+        "x": x.reshape(-1, block).astype(np.int32),
+        "y": y.reshape(-1, block).astype(np.int32),
+        "mask": (at < n).reshape(-1, block).astype(np.float32),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""Images in folders, one folder a class."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from functrain.config import ConfigError, Size, Text, configclass
+from functrain.data.base import Normalised, Split
+from functrain.data.dataset import SPLITS, Dataset, dataset, find
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@configclass
+class ImageFolder(Split, Normalised):
+    """Images in one folder for each class: path/CLASS/NAME.png, or path/train/CLASS/..., path/test/CLASS/..."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    path: Text
+    """The folder; looked for in the working directory, then where FUNCTRAIN_DATA points."""
+    size: tuple[Size, Size]
+    """Height and width to which every image is resized."""
+    channels: Literal[1, 3] = 3
+    """1 is grey, 3 is red, green and blue."""
+    crop: bool = False
+    """Cut each image to the shape of `size`, around its centre, before it is resized; else it is stretched."""
+    class_names: tuple[str, ...] = ()
+    """The classes, in the order of their numbers; taken from the training folders, sorted by name."""
+
+    def load(self) -> Dataset:
+        """x [n, height, width, channels] uint8, y [n]; files in the order of their names."""
+        root = find("data.path", self.path, folder=True)
+        folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
+        if "train" not in folders or not _inside(folders["train"], folders=True):
+            folders = {"train": root}
+        names = self.class_names or tuple(_inside(folders["train"], folders=True))
+        if not names:
+            raise ConfigError(f"data.path: {folders['train']}: holds no folders; expected one for each class")
+        given = {split: self._read_split(folder, names) for split, folder in folders.items()}
+        parts = self.split(given["train"], {split: given.get(split) for split in SPLITS[1:]})
+        made = dataset(f"data.path: {root}", parts, len(names))
+        return self.measured(dataclasses.replace(made, found={"class_names": names}), 255.0)
+
+    def prepare(self, batch: dict) -> dict:
+        """Bytes to 0..1, then normalised."""
+        return super().prepare(batch | {"x": batch["x"].astype(jnp.float32) / 255})
+
+    def read_inputs(self, path: str) -> np.ndarray | None:
+        """x [n, height, width, channels] uint8 of an image, or of all those in a folder, sorted by name."""
+        if os.path.isdir(path):
+            return np.stack([self._read(file) for file in _images(Path(path))])
+        return self._read(Path(path))[None] if path.lower().endswith(SUFFIXES) else None
+
+    def _read_split(self, folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        found = _inside(folder, folders=True)
+        if unknown := [name for name in found if name not in names]:
+            raise ConfigError(f"data.path: {folder / unknown[0]}: no such class; there are: {', '.join(names)[:160]}")
+        files = [(file, names.index(name)) for name in found for file in _images(folder / name)]
+        x = np.stack([self._read(file) for file, _ in files])
+        return {"x": x, "y": np.array([label for _, label in files], np.int32)}
+
+    def _read(self, path: Path) -> np.ndarray:
+        image, ops = _pillow()
+        height, width = self.size
+        try:
+            with image.open(path) as opened:
+                if opened.mode.startswith(("I", "F")):
+                    raise ValueError(f"numbers of mode {opened.mode}; expected 8 bits for each channel")
+                picture = ops.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file") from None
+        except Exception as error:  # Pillow's decoders raise errors of many kinds
+            raise ConfigError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from None
+        if self.crop:
+            picture = picture.crop(_centre(picture.width, picture.height, width / height))
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), image.Resampling.BILINEAR)  # a mean over what becomes one pixel
+        return np.asarray(picture, np.uint8).reshape(height, width, self.channels)
+
+
+def _centre(width: int, height: int, shape: float) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the largest part of a picture around its centre with width / height = shape."""
+    w, h = max(1, min(width, round(height * shape))), max(1, min(height, round(width / shape)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _inside(folder: Path, folders: bool) -> list[str]:
+    """Sorted names of the folders, or files, in a folder; hidden ones left out."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir() == folders)
+
+
+def _images(folder: Path) -> list[Path]:
+    files = [folder / name for name in _inside(folder, folders=False) if name.lower().endswith(SUFFIXES)]
+    if not files:
+        raise ConfigError(f"data.path: {folder}: holds no images ({', '.join(SUFFIXES)})")
+    return files
+
+
+def _pillow() -> tuple[Any, Any]:
+    """Pillow's Image and ImageOps: an optional dependency, imported where images are read."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise ConfigError("data.kind: image_folder needs Pillow: pip install 'functrain[images]'") from None
+    return Image, ImageOps

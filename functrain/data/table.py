@@ -1,0 +1,460 @@
+"""Tables in CSV files: numeric columns standardised, categories one-hot, missing cells said to be missing.
+
+What the training part shows of each column (its median, its categories) is kept in the source's settings as `columns`,
+so that new rows are encoded in the same way, without the data.
+"""
+
+import collections
+import csv
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from functrain.config import ConfigError, Count, Positive, Size, Text, configclass, kinds
+from functrain.data.base import Split
+from functrain.data.dataset import SPLITS, Dataset, dataset, find
+
+# pyright: reportInvalidTypeForm=false
+# The union of kinds is built by a function, which a static checker cannot follow.
+
+_MOST_CLASSES = 20
+"""Different whole numbers up to which a target is taken for a class."""
+
+
+@configclass
+class Numeric:
+    """A column of numbers: (number - centre) / spread, the median where it is missing; then 1 where it was missing."""
+
+    kind: Literal["numeric"] = "numeric"
+    name: str
+    """The column's name."""
+    missing: Count = 0
+    """Training rows without a number; where there are any, a second column of x says which."""
+    median: float = 0.0
+    """Of the training rows that have a number; it stands for a missing one."""
+    centre: float = 0.0
+    """What is subtracted."""
+    spread: float = 1.0
+    """What is divided by."""
+
+    @property
+    def width(self) -> int:
+        """Columns of x."""
+        return 2 if self.missing else 1
+
+    def encode(self, cells: "_Cells") -> np.ndarray:
+        """x [n, width] float32."""
+        numbers = cells.numbers()
+        gone = np.isnan(numbers)
+        x = (np.where(gone, self.median, numbers) - self.centre) / self.spread
+        return np.stack([x, gone][: self.width], 1).astype(np.float32)
+
+    def describe(self) -> str:
+        """A line for a person."""
+        return f"numeric, median {self.median:.6g}, {self.missing} missing in training"
+
+
+@configclass
+class Categorical:
+    """A column of categories: 1 in the place of its own, then one place for missing and one for all others."""
+
+    kind: Literal["categorical"] = "categorical"
+    name: str
+    """The column's name."""
+    missing: Count = 0
+    """Training rows without a category; where there are any, missing is a category."""
+    categories: tuple[str, ...] = ()
+    """The categories of the training rows that have a place of their own."""
+    other: bool = False
+    """Whether there is a place for all others; without it they are zeros."""
+
+    @property
+    def width(self) -> int:
+        """Columns of x."""
+        return len(self.categories) + bool(self.missing) + self.other
+
+    def encode(self, cells: "_Cells") -> np.ndarray:
+        """x [n, width] float32, at most one 1 in a row."""
+        places = {category: i for i, category in enumerate(self.categories)}
+        other = self.width - 1 if self.other else self.width  # one past the end is cut off
+        missing = len(self.categories) if self.missing else other
+        at = cells.look_up(places, missing, other)
+        x = np.zeros((len(at), self.width + 1), np.float32)
+        x[np.arange(len(at)), at] = 1.0
+        return x[:, :-1]
+
+    def describe(self) -> str:
+        """A line for a person."""
+        others = " and others" if self.other else ""
+        return f"categorical, {len(self.categories)} categories{others}, {self.missing} missing in training"
+
+
+AnyColumn = kinds(Numeric, Categorical)
+"""What is known of a column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """The cells of one column, each different text once: that is what makes a large table quick to read."""
+
+    name: str
+    values: list[str]  # the different cells
+    gone: np.ndarray  # [values] whether it says that there is nothing
+    codes: np.ndarray  # [n] which of them each row has
+    lines: np.ndarray  # [n] the line of each row
+    file: str
+
+    def take(self, rows: np.ndarray) -> "_Cells":
+        """The cells of some rows."""
+        return dataclasses.replace(self, codes=self.codes[rows], lines=self.lines[rows])
+
+    def counts(self) -> dict[str, int]:
+        """How many rows have each cell; missing ones left out."""
+        counts = np.bincount(self.codes, minlength=len(self.values)).tolist()
+        return {cell: n for cell, n, gone in zip(self.values, counts, self.gone) if n and not gone}
+
+    def look_up(self, table: Mapping[str, Any], missing: Any, others: Any) -> np.ndarray:
+        """[n] what the table says of each cell."""
+        values = [missing if gone else table.get(cell, others) for cell, gone in zip(self.values, self.gone)]
+        return np.array(values)[self.codes]
+
+    def numbers(self) -> np.ndarray:
+        """[n] float64, NaN where missing."""
+        table = {cell: number for cell in self.values if (number := _number(cell)) is not None}
+        numbers = self.look_up(table, math.nan, math.inf)  # a cell gives no infinity itself
+        if wrong := np.flatnonzero(np.isinf(numbers)).tolist():
+            raise self.mistake(wrong[0], "a number")
+        return numbers
+
+    def mistake(self, row: int, expected: str) -> ConfigError:
+        """What to raise for the cell of one row."""
+        code = self.codes[row]
+        found = "missing" if self.gone[code] else f"found {_short(self.values[code])}"
+        return ConfigError(f"{self.file}: line {self.lines[row]}: column {self.name!r}: {found}; expected {expected}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """A table as text: its columns by name, and the line of each row."""
+
+    file: str
+    columns: Mapping[str, _Cells]
+    lines: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, name: str) -> _Cells:
+        if name not in self.columns:
+            raise ConfigError(f"{self.file}: no column {name!r}; it has: {_short_list(self.columns)}")
+        return self.columns[name]
+
+
+def _listed(value: Any) -> Any:
+    """One name as several; pydantic wants a tuple where a function has looked at the value first."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+@configclass
+class Csv(Split):
+    """A table in a CSV file: numbers standardised, categories one-hot, by what the training rows say."""
+
+    kind: Literal["csv"] = "csv"
+    path: Text
+    """The file; looked for in the working directory, then where FUNCTRAIN_DATA points."""
+    validation_path: str = ""
+    """A file of rows to choose by; empty takes some of the first file's."""
+    test_path: str = ""
+    """A file of rows to be read once; empty takes some of the first file's."""
+    target: Annotated[
+        tuple[Text, ...], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=str | list[str])
+    ]
+    """The column to be told from the others; or several, of numbers."""
+    target_kind: Literal["auto", "class", "number"] = "auto"
+    """What the target is; auto takes text, and whole numbers of which at most 20 differ, for classes."""
+    target_unit: Positive = 1.0
+    """What targets that are numbers are divided by."""
+    weight: str = ""
+    """A column that says how much each row counts; empty is none."""
+    header: bool = True
+    """Whether the first line has the columns' names."""
+    names: tuple[Text, ...] = ()
+    """The columns' names where the file has no header; empty calls them 0, 1, 2 ..."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """What stands between two cells."""
+    comment: str = ""
+    """What lines begin with that are no rows; empty is nothing."""
+    missing: tuple[str, ...] = ("", "NA", "?", "nan", "NaN")
+    """Cells that say that there is nothing."""
+    replace: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Cells to be read as others, such as { "yes." = "yes" }."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out."""
+    numeric: tuple[str, ...] = ()
+    """Columns that are numbers; by itself, one is if all its training cells are."""
+    categorical: tuple[str, ...] = ()
+    """Columns that are categories although they look like numbers."""
+    normalise: Literal["none", "standard", "range"] = "standard"
+    """standard: numbers less their mean, over their deviation; range: to 0..1; both by column."""
+    min_count: Size = 1
+    """Training rows that a category must have; rarer ones are counted as others."""
+    max_categories: Size = 128
+    """Categories of a column at most, the most frequent; the rest is counted as others."""
+    columns: tuple[AnyColumn, ...] = ()
+    """What is known of each column of the inputs; taken from the training rows."""
+    class_names: tuple[str, ...] = ()
+    """The target's classes, in the order of their numbers; taken from the rows."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.delimiter in '\r\n"':
+            raise ValueError(f"delimiter: found {self.delimiter!r}; expected another character")
+        if self.header and self.names:
+            raise ValueError("names: found some; expected none where header = true")
+        named = [("target", c) for c in _listed(self.target)] + [("weight", self.weight)] * bool(self.weight)
+        named += [(key, c) for key in ("drop", "numeric", "categorical") for c in getattr(self, key)]
+        first: dict[str, str] = {}
+        for key, column in named:
+            if first.setdefault(column, key) != key:
+                raise ValueError(f"{key}: column {column!r} is in {first[column]} too")
+
+    def load(self) -> Dataset:
+        """x [n, columns] float32; y [n] in 0..classes - 1, or [n] or [n, targets] float32; weight [n]."""
+        tables = {"train": self._read("data.path", self.path)}
+        for split in SPLITS[1:]:
+            if path := getattr(self, f"{split}_path"):
+                tables[split] = self._read(f"data.{split}_path", path)
+        first = tables["train"]
+        self._check_names(first)
+        given = {split: {"row": np.arange(len(table))} for split, table in tables.items() if split != "train"}
+        parts = self.split({"row": np.arange(len(first))}, given)
+        rows = {split: part["row"] for split, part in parts.items() if part}
+        if not len(rows.get("train", ())):
+            raise ConfigError(f"{first.file}: no rows are left to train on")
+
+        settled = self if self.columns else dataclasses.replace(self, columns=self._learn(first, rows["train"]))
+        settled = settled._settle_target(first)
+        whole = {split: settled._arrays(table) for split, table in tables.items()}
+        splits = {split: {key: a[rows[split]] for key, a in whole.get(split, whole["train"]).items()} for split in rows}
+        found = {key: getattr(settled, key) for key in ("columns", "class_names", "target_kind")}
+        made = dataset(f"data.path: {self.path}", splits, len(settled.class_names))
+        return dataclasses.replace(made, found=found)
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """x [n, columns] of new rows, each a dict of cells by column; in a run, whose settings have `columns`.
+
+        Raises:
+          ConfigError: a row lacks a column, or a cell is no number; with the row, from 0.
+
+        >>> source = Csv(path="a.csv", target=("y",), columns=(Categorical(name="city", categories=("Bonn", "Ulm")),))
+        >>> source.encode([{"city": "Ulm"}, {"city": "Rome"}]).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+        """
+        columns = {}
+        for name in (column.name for column in self.columns):
+            if lacking := [i for i, row in enumerate(rows) if name not in row]:
+                raise ConfigError(f"row {lacking[0]}: no column {name!r}; it has: {_short_list(rows[lacking[0]])}")
+            columns[name] = ["" if row[name] is None else str(row[name]) for row in rows]
+        return self._inputs(self._rows("rows", columns, np.arange(len(rows))))
+
+    def read_inputs(self, path: str) -> np.ndarray | None:
+        """x [n, columns] from a .csv file (.tsv, .txt, .data) with the columns of the inputs; others may be there."""
+        if Path(path).suffix not in (".csv", ".tsv", ".txt", ".data") or not self.columns:
+            return None
+        return self._inputs(self._read(path, path, exact=True))
+
+    def describe(self) -> dict[str, str]:
+        """A line for each column, and for the target."""
+        lines = {column.name: column.describe() for column in self.columns}
+        names = f"classes: {_short_list(self.class_names)}" if self.class_names else "numbers"
+        return lines | {", ".join(_listed(self.target)): f"target, {names}"}
+
+    def _inputs(self, table: _Rows) -> np.ndarray:
+        parts = []
+        for column in self.columns:
+            with np.errstate(over="ignore"):
+                part = column.encode(table[column.name])
+            if wrong := np.flatnonzero(~np.isfinite(part).all(1)).tolist():
+                raise table[column.name].mistake(wrong[0], "a number that float32 can hold")
+            parts.append(part)
+        return np.concatenate(parts, 1)
+
+    def _arrays(self, table: _Rows) -> dict[str, np.ndarray]:
+        """x, y and weight of every row."""
+        arrays = {"x": self._inputs(table), "y": self._targets(table)}
+        if self.weight:
+            cells = table[self.weight]
+            weight = cells.numbers()
+            if wrong := np.flatnonzero(~(weight >= 0)).tolist():
+                raise cells.mistake(wrong[0], "a number from 0")
+            arrays["weight"] = weight.astype(np.float32)
+        return arrays
+
+    def _targets(self, table: _Rows) -> np.ndarray:
+        targets = [table[name] for name in _listed(self.target)]
+        for cells in targets:
+            if missing := np.flatnonzero(cells.gone[cells.codes]).tolist():
+                raise cells.mistake(missing[0], "a target in each row")
+        if self.target_kind == "class":
+            labels = targets[0].look_up({name: i for i, name in enumerate(self.class_names)}, -1, -1)
+            if wrong := np.flatnonzero(labels < 0).tolist():
+                raise targets[0].mistake(wrong[0], f"one of the classes: {_short_list(self.class_names)}")
+            return labels.astype(np.int32)
+        y = np.stack([cells.numbers() for cells in targets], 1) / self.target_unit
+        return (y if len(targets) > 1 else y[:, 0]).astype(np.float32)
+
+    def _settle_target(self, table: _Rows) -> "Csv":
+        """With `target_kind` and `class_names` as the rows say, where the settings do not."""
+        targets = [table[name] for name in _listed(self.target)]
+        kind = self.target_kind
+        if kind == "auto":
+            numbers = [_number(cell) for cell in targets[0].counts()]
+            whole = all(n is not None and n.is_integer() for n in numbers) and len(numbers) <= _MOST_CLASSES
+            is_class = len(targets) == 1 and (whole or None in numbers or bool(self.class_names))
+            kind = "class" if is_class else "number"
+        if kind == "number":
+            return dataclasses.replace(self, target_kind=kind, class_names=())
+        if len(targets) > 1:
+            raise ConfigError(f'data.target: found {len(targets)} columns; expected one where target_kind = "class"')
+        return dataclasses.replace(self, target_kind=kind, class_names=self.class_names or _sorted(targets[0]))
+
+    def _learn(self, table: _Rows, rows: np.ndarray) -> tuple[Numeric | Categorical, ...]:
+        """What the training rows say of each column of the inputs."""
+        others = {*_listed(self.target), self.weight, *self.drop}
+        columns = [self._learn_column(table[name].take(rows)) for name in table.columns if name not in others]
+        if not columns:
+            raise ConfigError(f"{table.file}: no columns are left for the inputs")
+        return tuple(columns)
+
+    def _learn_column(self, cells: _Cells) -> Numeric | Categorical:
+        counts = cells.counts()
+        present = sum(counts.values())
+        missing = len(cells.codes) - present
+        if not present:
+            raise ConfigError(f"{cells.file}: column {cells.name!r} is missing in every training row; add it to drop")
+        text = {cell: 1 for cell in counts if _number(cell) is None}
+        numeric = present - sum(counts[cell] for cell in text)
+        if cells.name in self.numeric or (cells.name not in self.categorical and not text):
+            return self._learn_numbers(cells, missing)
+        if cells.name not in self.categorical and 2 * numeric > present:
+            first = int(cells.look_up(text, 0, 0).argmax())
+            raise cells.mistake(first, "a number as in most rows, or the cell in missing, or the column in categorical")
+        frequent = sorted((-n, cell) for cell, n in counts.items() if n >= self.min_count)[: self.max_categories]
+        categories = tuple(sorted(cell for _, cell in frequent))
+        return Categorical(name=cells.name, missing=missing, categories=categories, other=len(categories) < len(counts))
+
+    def _learn_numbers(self, cells: _Cells, missing: int) -> Numeric:
+        numbers = cells.numbers()
+        median = float(np.nanmedian(numbers))
+        filled = np.where(np.isnan(numbers), median, numbers)
+        low, high = float(filled.min()), float(filled.max())
+        centre, spread = 0.0, 1.0
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+            if self.normalise == "standard":
+                centre, spread = float(filled.mean()), float(filled.std())
+            elif self.normalise == "range":
+                centre, spread = low, high - low
+        spread = spread if high > low else 1.0
+        if not math.isfinite(centre) or not math.isfinite(spread):
+            raise ConfigError(f"{cells.file}: column {cells.name!r}: numbers too large to be normalised")
+        return Numeric(name=cells.name, missing=missing, median=median, centre=centre, spread=spread)
+
+    def _check_names(self, table: _Rows) -> None:
+        named = {"target": _listed(self.target), "weight": [self.weight] * bool(self.weight)}
+        named |= {key: getattr(self, key) for key in ("drop", "numeric", "categorical")}
+        for key, names in named.items():
+            for name in names:
+                if name not in table.columns:
+                    raise ConfigError(
+                        f"data.{key}: no column {name!r} in {table.file}; it has: {_short_list(table.columns)}"
+                    )
+
+    def _read(self, key: str, path: str, exact: bool = False) -> _Rows:
+        """The file as text, by column; `exact` looks for no file elsewhere, and asks for no targets."""
+        place = Path(path) if exact else find(key, path)
+        where = path if exact else f"{key}: {place}"
+        rows, lines, names = [], [], self.names
+        try:
+            with open(place, newline="", encoding="utf-8-sig") as file:
+                text = ("\n" if self.comment and line.startswith(self.comment) else line for line in file)
+                reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=self.delimiter != " ", strict=True)
+                try:
+                    for row in reader:
+                        if len(row) < 2 and not "".join(row).strip():
+                            continue
+                        if not names:
+                            names = tuple(cell.strip() if self.header else str(i) for i, cell in enumerate(row))
+                            self._check_header(f"{where}: line {reader.line_num}", names)
+                            if self.header:
+                                continue
+                        if (
+                            exact
+                            and not self.header
+                            and not rows
+                            and len(row) == len(names) - len(_listed(self.target))
+                        ):
+                            names = tuple(name for name in names if name not in _listed(self.target))
+                        if len(row) != len(names):
+                            raise ConfigError(
+                                f"{where}: line {reader.line_num}: {len(row)} cells; expected {len(names)}"
+                            )
+                        rows.append(row)
+                        lines.append(reader.line_num)
+                except csv.Error as error:
+                    raise ConfigError(f"{where}: line {reader.line_num}: {error}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{where}: not UTF-8 text") from None
+        except OSError as error:
+            raise ConfigError(f"{where}: {error.strerror}") from None
+        if not rows:
+            raise ConfigError(f"{where}: no rows")
+        return self._rows(where, dict(zip(names, zip(*rows))), np.array(lines))
+
+    def _rows(self, where: str, columns: Mapping[str, Sequence[str]], lines: np.ndarray) -> _Rows:
+        """Columns of text, each different cell looked at once."""
+        table = {}
+        for name, column in columns.items():
+            raw: dict[str, int] = {}
+            codes = np.array([raw.setdefault(cell, len(raw)) for cell in column], np.int64)
+            values: dict[str, int] = {}
+            clean = (self.replace.get(cell.strip(), cell.strip()) for cell in raw)
+            meant = np.array([values.setdefault(cell, len(values)) for cell in clean], np.int64)
+            gone = np.array([value in self.missing for value in values], bool)
+            table[name] = _Cells(name, list(values), gone, meant[codes], lines, where)
+        return _Rows(where, table, lines)
+
+    @staticmethod
+    def _check_header(where: str, names: tuple[str, ...]) -> None:
+        if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
+            raise ConfigError(f"{where}: column {twice[0]!r} is there twice")
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+
+def _number(cell: str) -> float | None:
+    """The number; None where it is none, or beyond float64. Python's float() takes 1_000 and infinity too."""
+    number = float(cell) if _NUMBER.fullmatch(cell) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def _sorted(cells: _Cells) -> tuple[str, ...]:
+    """The different cells, in the order of numbers where all are numbers."""
+    present = sorted(cells.counts())
+    numbers = [_number(cell) for cell in present]
+    return tuple(present) if None in numbers else tuple(sorted(present, key=float))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
+
+
+def _short_list(names: Any) -> str:
+    text = ", ".join(map(str, names))
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,100 @@
+"""Tiny stand-ins for real data, in the real formats and at the real places below a folder: for FUNCTRAIN_DATA."""
+
+import gzip
+import string
+
+import numpy as np
+
+ADULT = "age workclass fnlwgt education education-num marital-status occupation relationship race sex capital-gain"
+ADULT = (*ADULT.split(), "capital-loss", "hours-per-week", "native-country", "income")
+"""The columns of the adult files, which have no header."""
+
+
+def write_small_data(folder):
+    """Write all of it: mnist, tabular/adult, tabular/california-housing, tabular/penguins, tinyshakespeare."""
+    rng = np.random.default_rng(0)
+    write_mnist(folder / "mnist", rng)
+    write_adult(folder / "tabular" / "adult", rng)
+    write_housing(folder / "tabular" / "california-housing", rng)
+    write_penguins(folder / "tabular" / "penguins", rng)
+    write_text(folder / "tinyshakespeare", rng)
+    return folder
+
+
+def idx(array, code=0x08, dtype="u1"):
+    """The bytes of an IDX file."""
+    shape = b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return bytes([0, 0, code, array.ndim]) + shape + array.astype(np.dtype(dtype).newbyteorder(">")).tobytes()
+
+
+def write_mnist(folder, rng, train=640, test=160):
+    """Images of noise with a bright bar, whose row says the label."""
+    folder.mkdir(parents=True)
+    for name, n in (("train", train), ("t10k", test)):
+        labels = rng.integers(0, 10, n)
+        labels[:10] = range(10)
+        images = rng.integers(0, 60, (n, 28, 28))
+        images[np.arange(n), 2 * labels + 4, 4:24] = 250
+        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+            path = folder / f"{name}-{what}-ubyte.gz"
+            path.write_bytes(gzip.compress(idx(array), 1, mtime=0))
+
+
+def write_adult(folder, rng, train=800, test=200):
+    """The adult's files: no header, a blank after each comma, "?" for missing, a dot after each label of the test."""
+    folder.mkdir(parents=True)
+    schools = {"HS-grad": 9, "Some-college": 10, "Bachelors": 13, "Masters": 14}
+    for name, n, dot in (("train", train, ""), ("test", test, ".")):
+        rows = []
+        for _ in range(n):
+            age, hours, school = int(rng.integers(17, 80)), int(rng.integers(10, 70)), rng.choice(list(schools))
+            score = (age - 40) / 20 + (hours - 40) / 15 + (schools[school] - 11) / 2 + rng.normal()
+            rows.append([
+                age, rng.choice(["Private", "Self-emp-inc", "State-gov", "?"]), int(rng.integers(2e4, 5e5)), school,
+                schools[school], rng.choice(["Never-married", "Divorced", "Married-civ-spouse"]),
+                rng.choice(["Sales", "Craft-repair", "?"]), rng.choice(["Husband", "Wife", "Own-child"]),
+                rng.choice(["White", "Black", "Other"]), rng.choice(["Male", "Female"]),
+                int(rng.choice([0, 0, 0, 7688])), int(rng.choice([0, 0, 0, 1902])), hours,
+                rng.choice(["United-States", "Mexico", "?"]), (">50K" if score > 1 else "<=50K") + dot,
+            ])  # fmt: skip
+        text = "".join(", ".join(map(str, row)) + "\n" for row in rows) + "\n"
+        (folder / f"adult-{name}.csv").write_text(text)
+
+
+def write_housing(folder, rng, n=800):
+    """California housing: a header, some of total_bedrooms missing."""
+    folder.mkdir(parents=True)
+    names = "longitude,latitude,housing_median_age,total_rooms,total_bedrooms,population,households,median_income"
+    lines = [names + ",median_house_value,ocean_proximity"]
+    for i in range(n):
+        homes, income = float(rng.integers(50, 1000)), round(float(rng.uniform(0.5, 10)), 4)
+        sea = str(rng.choice(["INLAND", "NEAR BAY", "<1H OCEAN"]))
+        value = float(round(40_000 * income + 60_000 * (sea != "INLAND") + 5_000 * rng.normal() + 20_000))
+        place = [round(float(rng.uniform(-124, -114)), 2), round(float(rng.uniform(32, 42)), 2)]
+        bedrooms = "" if i % 50 == 0 else round(homes * 1.1)
+        row = [*place, float(rng.integers(1, 53)), homes * 5, bedrooms, homes * 3, homes, income, value, sea]
+        lines.append(",".join(map(str, row)))
+    (folder / "housing.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_penguins(folder, rng, n=90):
+    """Palmer penguins: a header, NA for missing."""
+    folder.mkdir(parents=True)
+    lines = ["species,island,bill_length_mm,bill_depth_mm,flipper_length_mm,body_mass_g,sex,year"]
+    for i in range(n):
+        kind = i % 3
+        bill = "NA" if i == 3 else round(float(38 + 5 * kind + rng.normal()), 1)
+        row = [("Adelie", "Chinstrap", "Gentoo")[kind], rng.choice(["Biscoe", "Dream"]), bill]
+        row += [round(float(15 + kind + rng.normal()), 1), 190 + 10 * kind, 3700 + 500 * kind]
+        lines.append(",".join(map(str, [*row, rng.choice(["male", "female", "NA"]), 2007 + i % 3])))
+    (folder / "penguins.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_text(folder, rng, words=8_000):
+    """Lines of made-up words, and a speaker here and there, as in Shakespeare's plays."""
+    folder.mkdir(parents=True)
+    lexicon = ["".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 9))) for _ in range(200)]
+    lines = []
+    for i, line in enumerate(np.array_split(rng.choice(lexicon, words), words // 8)):
+        lines += ["", "First Citizen:"] * (i % 5 == 0) + [" ".join(line).capitalize() + ","]
+    (folder / "input.txt").write_text("\n".join(lines) + "\n")
