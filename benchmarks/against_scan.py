@@ -22,6 +22,7 @@ import numpy as np
 from scan_baseline import Baseline
 
 from functrain.data import dataset, order
+from functrain.data.base import Source
 from functrain.experiment import Experiment, build, compile
 from functrain.models import MLP
 from functrain.observe import Observe
@@ -42,8 +43,8 @@ def images(n=60_000, seed=0):
     return np.clip(x, 0, 255).astype("uint8"), y.astype("int32")
 
 
-@dataclass(frozen=True)
-class Bytes:
+@dataclass(frozen=True, kw_only=True)
+class Bytes(Source):
     """A source of images of bytes at hand."""
 
     batch_size: int = BATCH

@@ -1,7 +1,8 @@
 """The `functrain` command. Thin: it reads arguments and calls; whatever is heavy is imported when it is needed.
 
-Exit status: 0 done; 1 `inspect --overfit` did not get there; 2 a mistake in what was given, told in one line;
-75 stopped by SIGTERM and 130 by Ctrl-C, each with a checkpoint.
+Exit status: 0 done; 1 `inspect --overfit` did not get there, or `data check` found a file missing or another than it
+should be; 2 a mistake in what was given, told in one line; 75 stopped by SIGTERM and 130 by Ctrl-C, each with a
+checkpoint, or with what came of a download.
 """
 
 import argparse
@@ -47,10 +48,32 @@ def parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="everything but running: parameters, FLOPs, memory")
     inspect.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     inspect.add_argument("--overfit", action="store_true", help="drive one batch to zero loss; status 1 if it will not")
+    inspect.add_argument("--figure", metavar="PNG", type=Path, help="draw the learning rate over the run")
+
+    rate = commands.add_parser("find-rate", help="the loss while the learning rate rises, and a rate to train at")
+    rate.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    rate.add_argument("--from", dest="lowest", metavar="RATE", type=float, default=1e-6, help="(default: 1e-6)")
+    rate.add_argument("--to", dest="highest", metavar="RATE", type=float, default=1.0, help="(default: 1)")
+    rate.add_argument("--steps", type=int, default=200, help="how many steps it takes (default: 200)")
+    rate.add_argument("--figure", metavar="PNG", type=Path, help="draw the loss against the rate into this file")
+
+    folds = commands.add_parser("folds", help="k-fold cross-validation: a run for each of data.folds, and their mean")
+    folds.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    folds.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the runs are; again to go on")
 
     compare = commands.add_parser("compare", help="runs side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     compare.add_argument("--figure", metavar="PNG", type=Path, help="draw their curves into this file")
+
+    data = commands.add_parser("data", help="data sets known by name: list, get, check").add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=_Parser
+    )
+    data.add_parser("list", help="every known set: what it is, its size, its licence, where it is here")
+    fetch = data.add_parser("get", help="download a set, or go on with a download that broke off")
+    fetch.add_argument("name", metavar="NAME")
+    fetch.add_argument("--into", metavar="DIR", type=Path, help="else FUNCTRAIN_DATA, else ~/.cache/functrain/data")
+    check = data.add_parser("check", help="compare the files that are here with their digests; status 1 if one differs")
+    check.add_argument("name", metavar="NAME")
 
     commands.add_parser("schema", help="the JSON schema of a config, for editors")
     commands.add_parser("list", help="every model, task, source, optimizer ... and config, with a line each")
@@ -136,10 +159,13 @@ def _predict(given) -> int:
 
     runs.use_compilation_cache()
     model = trained.load(given.run, given.step)
-    shape = getattr(model.config.model, "inputs", None)
-    if shape is None:
-        raise ConfigError(f"{given.run}: its model does not say what one example looks like")
-    for row in model.rows(trained.read_inputs(given.input, shape)):
+    x = model.config.data.read_inputs(given.input) if model.config.data else None  # a table, by its columns' names
+    if x is None:
+        shape = getattr(model.config.model, "inputs", None)
+        if shape is None:
+            raise ConfigError(f"{given.run}: its model does not say what one example looks like")
+        x = trained.read_inputs(given.input, shape)
+    for row in model.rows(x):
         print(json.dumps(row))
     return 0
 
@@ -150,15 +176,66 @@ def _inspect(given) -> int:
     from functrain.experiment import Experiment, build
 
     path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.figure)
     runs.use_compilation_cache()
     built = build(parse(Experiment, read(path, overrides)))
-    return 0 if report.inspect(runs.make_console(), built, try_overfit=given.overfit) else 1
+    return 0 if report.inspect(runs.make_console(), built, try_overfit=given.overfit, figure=given.figure) else 1
+
+
+def _find_rate(given) -> int:
+    from functrain import finder, report, runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment
+
+    path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.figure)
+    runs.use_compilation_cache()
+    config = parse(Experiment, read(path, overrides))
+    found = finder.find_rate(config, lowest=given.lowest, highest=given.highest, steps=given.steps)
+    report.found_rate(runs.make_console(), found, given.figure)
+    print(json.dumps({"suggestion": found.suggestion}))
+    return 0
+
+
+def _folds(given) -> int:
+    from functrain.config import parse, read
+    from functrain.train.stop import Stop
+
+    with Stop() as stop:
+        path, overrides = _config_and_overrides(given.arguments)
+        source = read(path, overrides)
+        from functrain import folds, runs
+        from functrain.experiment import Experiment
+
+        runs.use_compilation_cache()
+        return folds.cross_validate(parse(Experiment, source), given.out, stop=stop)
 
 
 def _compare(given) -> int:
     from functrain import report, runs
 
     report.compare(runs.make_console(), given.runs, given.figure)
+    return 0
+
+
+def _data(given) -> int:
+    from functrain import runs
+    from functrain.data import fetch
+
+    console = runs.make_console()
+    if given.action == "list":
+        console.print(fetch.table())
+    elif given.action == "check":
+        found = fetch.check(given.name)
+        for place, state in found:
+            console.print(f"{state:8}{place}", soft_wrap=True)
+        return 0 if all(state == "ok" for _, state in found) else 1
+    else:
+        try:
+            fetch.get(given.name, given.into, console=console)
+        except KeyboardInterrupt:
+            print(f"functrain: interrupted; functrain data get {given.name} goes on from there", file=sys.stderr)
+            return 130
     return 0
 
 
@@ -182,7 +259,10 @@ _COMMANDS = {
     "eval": _evaluate,
     "predict": _predict,
     "inspect": _inspect,
+    "find-rate": _find_rate,
+    "folds": _folds,
     "compare": _compare,
+    "data": _data,
     "schema": _schema,
     "list": _list,
 }

@@ -344,8 +344,7 @@ def _likely(root, owner, path) -> str:
     kinds_with_it = [k for k, c in kind_table(union).items() if key in _fields(c)]
     hint = _meant(key, legal)
     if kinds_with_it:
-        section = ".".join(tables)
-        hint = f"it belongs to {' or '.join(f'{section}.kind = {json.dumps(k)}' for k in kinds_with_it)}; "
+        hint = f"it belongs to {'.'.join(tables)}.kind = {' or '.join(map(json.dumps, kinds_with_it))}; "
     elif not hint and (homes := _homes(root, key)):
         hint = f"did you mean {' or '.join(homes[:3])}? "
     return f"{hint}legal here: {_list(legal)}"

@@ -29,9 +29,9 @@ def call(section: str, target: str, args: dict[str, Any], offered: dict[str, Any
     Raises:
       ConfigError: no such module or name, not callable, an argument unknown, missing or of another type.
     """
-    function = _resolve(section, target)
+    function = resolve(section, target)
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = signature(function).parameters
     except (TypeError, ValueError):
         raise ConfigError(f"{section}.target: {target!r} cannot be called") from None
     keywords = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -50,7 +50,24 @@ def call(section: str, target: str, args: dict[str, Any], offered: dict[str, Any
     return function(**given)
 
 
-def _resolve(section, target):
+def signature(function: Any) -> inspect.Signature:
+    """How `function` is called; a class with a metaclass of its own, which hides it, by its `__init__`.
+
+    Raises:
+      TypeError, ValueError: it cannot be called.
+    """
+    if isinstance(function, type) and type(function).__call__ is not type.__call__:
+        found = inspect.signature(function.__init__)
+        return found.replace(parameters=list(found.parameters.values())[1:])  # less self
+    return inspect.signature(function)
+
+
+def resolve(section: str, target: str) -> Any:
+    """What `target`, "package.module:name", names; the module is imported.
+
+    Raises:
+      ConfigError: no such module or name.
+    """
     module_name, _, name = target.partition(":")
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", target):
         raise ConfigError(f'{section}.target: found "{target}"; expected "package.module:name"')

@@ -16,16 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functrain import tree
+from functrain.autodiff import AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table
-from functrain.data import AnyData, Dataset, InOrder, Memory, Whole
-from functrain.metrics import Mean, read, scalars
+from functrain.data import AnyData, Dataset, InOrder, Whole, blocks
+from functrain.metrics import read, scalar_names, scalars
 from functrain.models import AnyModel
 from functrain.observe import Observe, flops
-from functrain.optim import AdamW, AnyOptimizer, Learner
+from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
 from functrain.parallel import batch_placer, device_mesh, replicate
 from functrain.precision import AnyPrecision, Float32
 from functrain.tasks import AnyTask
-from functrain.train import state, step
+from functrain.train import members, state, step
 from functrain.train.checkpoint import Checkpoint
 from functrain.train.evaluate import Evaluate, make_evaluate
 from functrain.train.loop import Plan, Train
@@ -43,6 +45,10 @@ class PlayerConfig:
     """Its own optimizer, in place of [optimizer]."""
     precision: AnyPrecision | None = None
     """Its own precision, in place of [precision]."""
+    estimator: AnyEstimator | None = None
+    """Its own way to a gradient, in place of [estimator]."""
+    average: AnyAverage | None = None
+    """Its own average, in place of [average]."""
 
 
 @configclass
@@ -59,6 +65,10 @@ class Experiment:
     """How every player's parameters are improved."""
     precision: AnyPrecision = dataclasses.field(default_factory=Float32)
     """In which dtype is computed."""
+    estimator: AnyEstimator = dataclasses.field(default_factory=Reverse)
+    """How gradients are had."""
+    average: AnyAverage = dataclasses.field(default_factory=NoAverage)
+    """Which average of the parameters evaluation uses."""
     players: dict[str, PlayerConfig] = dataclasses.field(default_factory=dict)
     """What single players have differently, by name."""
     train: Train = dataclasses.field(default_factory=Train)
@@ -97,13 +107,14 @@ class Built:
         """When what happens."""
         config, train = self.config, self.config.train
         assert train.steps is not None
+        observed = config.observe.tensorboard or config.observe.wandb or config.observe.mlflow
         return Plan(
             steps=train.steps,
             chunk=train.chunk,
             log_every=train.log_every,
             evaluate_every=config.evaluate.every if "validation" in self.feeds else 0,
             checkpoint_every=config.checkpoint.every,
-            norms_every=config.observe.norms_every if config.observe.tensorboard else 0,
+            norms_every=config.observe.norms_every if observed else 0,
             patience=config.evaluate.patience,
         )
 
@@ -127,24 +138,14 @@ def build(config: Experiment) -> Built:
     if config.data is None and hasattr(config.task, "model"):
         raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
     dataset = config.data.load() if config.data else None
+    if config.data is not None and dataset is not None and dataset.found:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dataset.found))
     config, batch_size = _steps_written_out(config, dataset)
     config, task = assemble(config, dataset)
     _check_players(config, task)
 
     mesh = device_mesh(config.train.devices, batch_size)
-    prepare = config.data.prepare if config.data else None
-    feeds: dict[str, Any] = {}
-    if dataset is None:
-        feeds = {"train": Whole(), "validation": InOrder({}, 1)}
-    else:
-        ready = {"prepare": prepare} if prepare else {}
-        feeds["train"] = Memory(replicate(dataset.train, mesh), batch_size, config.train.seed, **ready)
-        for split in ("validation", "test"):
-            if arrays := dataset.split(split):
-                size = min(config.evaluate.batch_size, len(next(iter(arrays.values()))))
-                size = math.ceil(size / mesh.size) * mesh.size
-                feeds[split] = InOrder(replicate(arrays, mesh), size, **ready)
-
+    feeds = _feeds(config, dataset, mesh)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     for name, learner in task.learners.items():
         if learner is not None:
@@ -156,9 +157,28 @@ def build(config: Experiment) -> Built:
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
     step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
-    config = _program_written_out(config, step_flops, primitives)
+    config = _program_written_out(config, step_flops, primitives, tree.nbytes(_arrays_only(train_state)))
     monitor = _monitor(config, task, feeds, train_state)
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+
+
+def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """The training feed, and every example in order for the other splits."""
+    if config.data is None or dataset is None:
+        return {"train": Whole(), "validation": InOrder({}, 1)}
+    feeds = {"train": config.data.feed(dataset, replicate(dataset.train, mesh), config.train.seed)}
+    return feeds | {s: in_order(config, dataset, s, mesh) for s in ("validation", "test") if dataset.split(s)}
+
+
+def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.sharding.Mesh) -> InOrder:
+    """Every example of a split once, in order, for evaluation."""
+    assert config.data is not None
+    arrays = dataset.split(split)
+    if dataset.block:
+        arrays = blocks(arrays["tokens"], dataset.block)
+    size = min(config.evaluate.batch_size, len(next(iter(arrays.values()))))
+    size = math.ceil(size / mesh.size) * mesh.size
+    return InOrder(replicate(arrays, mesh), size, config.data.prepare)
 
 
 def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, Any]:
@@ -174,6 +194,8 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
         return Learner(
             optimizer=own.optimizer or config.optimizer,
             precision=own.precision or config.precision,
+            estimator=own.estimator or config.estimator,
+            average=own.average or config.average,
             accumulate=config.train.accumulate,
         )
 
@@ -185,7 +207,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
     replace, train = dataclasses.replace, config.train
     batch_size, epoch = 1, 0
     if dataset is not None:
-        n = len(next(iter(dataset.train.values())))
+        n = len(dataset)
         batch_size = config.data.batch_size  # pyright: ignore[reportOptionalMemberAccess]
         if batch_size > n:
             raise ConfigError(f"data.batch_size: found {batch_size}; there are {n} training examples")
@@ -210,20 +232,33 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         checkpoint=replace(config.checkpoint, every=config.checkpoint.every or max(1, steps // 10)),
         observe=replace(config.observe, norms_every=config.observe.norms_every or max(1, steps // 20)),
         optimizer=config.optimizer.sized(steps),
+        average=config.average.sized(steps),
         players={
-            name: replace(player, optimizer=player.optimizer and player.optimizer.sized(steps))
+            name: replace(
+                player,
+                optimizer=player.optimizer and player.optimizer.sized(steps),
+                average=player.average and player.average.sized(steps),
+            )
             for name, player in config.players.items()
         },
     )
     return config, batch_size
 
 
-def _program_written_out(config: Experiment, step_flops: int, primitives: set[str]) -> Experiment:
+def _arrays_only(shapes: Any) -> list[Any]:
+    """The leaves that have a size in bytes: all but random keys."""
+    return [x for x in jax.tree.leaves(shapes) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+
+
+def _program_written_out(config: Experiment, step_flops: int, primitives: set[str], state_bytes: int) -> Experiment:
     """How the steps are dispatched: by rules on the program (see functrain.train.step)."""
     train, backend = config.train, jax.default_backend()
     loop = step.choose_loop(primitives, backend) if train.loop == "auto" else train.loop
     chunk = train.chunk or step.choose_chunk(step_flops, backend)
-    return dataclasses.replace(config, train=dataclasses.replace(train, loop=loop, chunk=chunk))
+    changes: dict[str, Any] = {"loop": loop, "chunk": chunk}
+    if train.seeds > 1 and train.members == "auto":
+        changes["members"] = step.choose_members(loop, train.seeds * state_bytes, step_flops)
+    return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
 
 
 def _check_players(config: Experiment, task: Any) -> None:
@@ -236,10 +271,11 @@ def _check_outputs(config: Experiment, task: Any, dataset: Dataset, train_state:
     wanted = config.task.outputs(dataset)
     if wanted is None or not hasattr(task, "model"):
         return
-    x = jax.ShapeDtypeStruct((2, *dataset.inputs), jnp.float32)
+    places = math.prod(dataset.inputs) if dataset.block else 1  # a text has an output at every place
+    x = jax.ShapeDtypeStruct((2, *dataset.inputs), jnp.int32 if dataset.block else jnp.float32)
     player = train_state.players["model"]
     given = jax.eval_shape(lambda p, s, x: task.model.apply(p, s, x)[0], player.params, train_state.state, x)
-    if hasattr(given, "shape") and math.prod(given.shape) != 2 * wanted:
+    if hasattr(given, "shape") and math.prod(given.shape) != 2 * places * wanted:
         raise ConfigError(
             f"model: gives outputs of shape [n, {', '.join(map(str, given.shape[1:]))}]; expected [n, {wanted}]"
         )
@@ -255,7 +291,7 @@ def _monitor(config: Experiment, task: Any, feeds: dict[str, Any], train_state: 
     feed = feeds["validation"]
     batch = jax.eval_shape(feed.batch, feed.arrays, jax.ShapeDtypeStruct((), jnp.int32))
     metrics = jax.eval_shape(lambda ts, b: task.evaluate(ts, b, key=jax.random.key(0)), train_state, batch)
-    found = [name for name, metric in metrics.items() if isinstance(metric, Mean)]  # single numbers
+    found = [number for name, metric in metrics.items() for number in scalar_names(name, metric)]
     if wanted and wanted not in found:
         raise ConfigError(f"evaluate.monitor: found {wanted!r}; the task evaluates: {', '.join(sorted(found))}")
     if not wanted and config.evaluate.patience and "loss" not in found:
@@ -280,10 +316,22 @@ class Compiled:
     seconds: float
 
 
-def first_state(built: Built) -> Any:
-    """The state before the first step, on every device: one program."""
-    key = jax.random.key(built.config.train.seed)
+def first_state(built: Built, seed: int | None = None) -> Any:
+    """The state of one member before its first step, on every device: one program."""
+    key = jax.random.key(built.config.train.seed if seed is None else seed)
     return jax.jit(functools.partial(state.init, built.task), out_shardings=built.replicated)(key)
+
+
+def first_states(built: Built) -> Any:
+    """The state before the first step: of the one member, stacked where several go together, or else a tuple."""
+    train = built.config.train
+    seeds = range(train.seed, train.seed + train.seeds)
+    if train.seeds == 1:
+        return first_state(built)
+    if train.members == "in_turn":
+        return tuple(first_state(built, seed) for seed in seeds)
+    stacked = jax.vmap(functools.partial(state.init, built.task))
+    return jax.jit(stacked, out_shardings=built.replicated)(jax.vmap(jax.random.key)(np.array(seeds)))
 
 
 def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compiled:
@@ -292,28 +340,45 @@ def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compile
     resume: `resume(payload) -> payload` puts the arrays of a checkpoint in place of {"state", "metrics"}.
     """
     start = time.perf_counter()
-    task, place = built.task, built.place
-    replicated = built.replicated
-    evaluate = {s: make_evaluate(task, feed, place, replicated) for s, feed in built.feeds.items() if s != "train"}
-    train_state = first_state(built)
-    program = compile_program(
-        task,
-        built.feeds["train"],
-        train_state,
-        loop=built.config.train.loop,
-        place=place,
-        sharding=replicated,
-        evaluate=evaluate.get("validation"),
-        norms=bool(built.plan.norms_every),
-    )
+    train_state = first_states(built)
+    program, evaluate = _programs(built, train_state)
     metrics = program.fresh()
     if resume is not None:
         payload = replicate(resume({"state": train_state, "metrics": metrics}), built.mesh)
-        copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated)
+        copy = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=built.replicated)
         own = copy(payload)  # donated later: no buffer of the host's arrays
         train_state, metrics = own["state"], own["metrics"]
     jax.block_until_ready(train_state)
     return Compiled(program, train_state, metrics, evaluate, time.perf_counter() - start)
+
+
+def _programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callable[[Any], Any]]]:
+    """The loop's programs, and an evaluation for each split but the training one."""
+    task, place, train, replicated = built.task, built.place, built.config.train, built.replicated
+    evaluate = {s: make_evaluate(task, feed, place, replicated) for s, feed in built.feeds.items() if s != "train"}
+    feed, several = built.feeds["train"], train.seeds > 1
+    stacked = several and train.members == "together"
+    seeds = np.arange(train.seed, train.seed + train.seeds, dtype=np.uint32)
+    if several:
+        apart = members.unstacked(train.seeds) if stacked else list
+        evaluate = {split: members.each(one, apart) for split, one in evaluate.items()}
+        feed = members.Seeded(feed, replicate(seeds if stacked else seeds[0], built.mesh))
+    program = compile_program(
+        task,
+        feed,
+        train_state[0] if several and not stacked else train_state,
+        loop=train.loop,
+        place=place,
+        sharding=replicated,
+        evaluate=evaluate.get("validation"),
+        norms=bool(built.plan.norms_every) and not several,
+        stacked=stacked,
+    )
+    if stacked:
+        program = members.together(program, train.seeds)
+    elif several:
+        program = members.in_turn(program, built.feeds["train"], [replicate(seed, built.mesh) for seed in seeds])
+    return program, evaluate
 
 
 def overfit(built: Built, steps: int = 500) -> list[tuple[int, float]]:

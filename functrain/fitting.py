@@ -114,7 +114,7 @@ def fit(
     config = Experiment(
         task=task,
         model=Pure(init, apply),  # pyright: ignore[reportArgumentType]
-        data=Arrays(examples, batch_size),  # pyright: ignore[reportArgumentType]
+        data=Arrays(examples=examples, batch_size=batch_size),  # pyright: ignore[reportArgumentType]
         optimizer=optimizer or AdamW(),
         precision=precision or Float32(),
         train=Train(steps=steps, epochs=epochs, seed=seed, accumulate=accumulate),

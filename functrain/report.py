@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from functrain import tree
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.experiment import Built, compile, overfit
+from functrain.finder import Found
 from functrain.layers import activations, initializers
 from functrain.models import AnyModel
 from functrain.observe import figures
@@ -51,33 +53,47 @@ def list_parts(console: Console, folder: Path = Path("configs")) -> None:
         console.print(fact_table({str(p): p.read_text().split("\n")[0].lstrip("# ") for p in found}))
 
 
-def inspect(console: Console, built: Built, *, try_overfit: bool = False) -> bool:
-    """Everything but running: parameters, FLOPs, XLA's memory analysis, the schedule, who decays.
+def inspect(console: Console, built: Built, *, try_overfit: bool = False, figure: Path | None = None) -> bool:
+    """Everything but running: parameters, FLOPs, XLA's memory analysis, the schedule (drawn too), who decays.
+
+    figure: a PNG into which the learning rate over the run is drawn.
 
     Returns:
       False where `try_overfit` was asked for and the loss of one batch did not fall below a hundredth.
     """
     show_before(console, built)
+    source = getattr(built.config.data, "source", built.config.data)  # of a known set, what reads it
+    if describe := getattr(source, "describe", None):
+        console.print(fact_table(describe()))
     compiled = compile(built)
     memory = ", ".join(f"{name} {human(size, 'B')}" for name, size in compiled.program.memory.items())
     console.print(fact_table({"XLA memory": memory}))
     train_state = jax.eval_shape(lambda: state.init(built.task, jax.random.key(0)))
     steps = built.plan.steps
+    rates = {}
     for name, learner in built.task.learners.items():
         if learner is None:
             continue
         params, optimizer = train_state.players[name].params, learner.optimizer
         decaying = [path for path, decays in tree.by_path(optimizer.decays(params)).items() if decays]
         at = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
+        rates[name] = np.asarray(jax.vmap(optimizer.rate)(np.arange(steps)))
         facts = {
             "player": name,
             "optimizer": optimizer.kind,
             "learning rate": ", ".join(f"step {i} {float(optimizer.rate(i)):.3g}" for i in at),
+            "over the run": sparkline(rates[name]),
             "decaying": f"{len(decaying)} of {len(jax.tree.leaves(params))} parameters: {', '.join(decaying[:8])}"
             if optimizer.weight_decay
             else "nothing (weight_decay is 0)",
         }
+        if (trainable := optimizer.trainable(params)) is not None:
+            held = [path for path, trains in tree.by_path(trainable).items() if not trains]
+            facts["frozen"] = f"{len(held)} of {len(jax.tree.leaves(params))} parameters: {', '.join(held[:8])}"
         console.print(fact_table(facts))
+    if figure is not None:
+        figures.schedule(rates, figure)
+        console.print(f"learning rate: {figure}")
     if not try_overfit:
         return True
     losses = overfit(built)
@@ -86,6 +102,38 @@ def inspect(console: Console, built: Built, *, try_overfit: bool = False) -> boo
     learnt = last < 0.01 * max(1.0, first)
     console.print("learnt by heart" if learnt else f"NOT learnt by heart: loss {last:.3g} after {losses[-1][0]} steps")
     return learnt
+
+
+def sparkline(values: np.ndarray, width: int = 60) -> str:
+    """A line of text whose characters stand as high as the values, from 0 to the largest.
+
+    >>> sparkline(np.array([0.0, 0.5, 1.0]), 3)
+    '▁▅█'
+    """
+    bars = "▁▂▃▄▅▆▇█"
+    shown = values[np.linspace(0, len(values) - 1, min(width, len(values))).astype(int)]
+    share = shown / max(float(np.max(values)), np.finfo(float).tiny)
+    return "".join(bars[min(int(s * len(bars)), len(bars) - 1)] for s in share)
+
+
+def found_rate(console: Console, found: Found, figure: Path | None = None) -> None:
+    """What the learning-rate finder found, in text and, in `figure`, as a picture."""
+    ends = f"{found.rates[0]:.3g} to {found.rates[-1]:.3g}"
+    facts = {
+        "rates tried": f"{len(found.rates)}, from {ends}",
+        "loss": f"{found.losses[0]:.4g} at first, {found.losses.min():.4g} at {found.rates[found.losses.argmin()]:.3g}",
+        "suggestion": f"optimizer.peak_lr = {found.suggestion:.2g}, where it falls fastest",
+    }
+    console.print(fact_table(facts))
+    if figure is not None:
+        figures.learning_rate_finder(found.rates, found.losses, found.suggestion, figure)
+        console.print(f"loss against rate: {figure}")
+
+
+def check_figure(path: Path | None) -> None:
+    """Raises a ConfigError where no PNG can be written to `path`; None is none."""
+    if path is not None and (path.suffix != ".png" or path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ConfigError(f"--figure: found {path}; expected a file .png in a directory that exists")
 
 
 _SHOWN = ("steps", "parameters", "steps_per_s", "peak_fraction", "skipped_steps", "peak_rss_mb")
@@ -107,8 +155,7 @@ def compare(console: Console, runs: list[Path], figure: Path | None = None) -> N
     Raises:
       ConfigError: one of them is no run, or has not finished.
     """
-    if figure is not None and (figure.suffix != ".png" or figure.is_dir() or not figure.absolute().parent.is_dir()):
-        raise ConfigError(f"--figure: found {figure}; expected a file .png in a directory that exists")
+    check_figure(figure)
     flat = {run: configs.flatten(read_config(run)) for run in runs}
     results = {run: _result(run) for run in runs}
     table = Table(box=None, pad_edge=False, header_style="bold")

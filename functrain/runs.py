@@ -27,17 +27,22 @@ from rich.console import Console
 from functrain import config as configs
 from functrain import tree
 from functrain.config import ConfigError
+from functrain.data.known import cache_folder
 from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
 from functrain.metrics import read, scalars
 from functrain.observe import figures, flops
 from functrain.observe.console import ProgressLine, duration, fact_table, human, parameter_table, result_table
 from functrain.observe.events import JSONLines, history
+from functrain.observe.mlflow import MLflow
 from functrain.observe.tensorboard import TensorBoard
+from functrain.observe.tracking import library
+from functrain.observe.wandb import WandB
 from functrain.parallel import replicate
 from functrain.precision import dtype_of
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.loop import Best, Seconds, run
+from functrain.train.members import pooled
 from functrain.train.stop import EXIT_STATUS, Stop
 from functrain.version import __version__
 
@@ -48,12 +53,6 @@ def make_console() -> Console:
     """A console on standard output; wide where it is no terminal, so that lines in a log stay whole."""
     console = Console(highlight=False, markup=False)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
-
-
-def cache_folder() -> Path:
-    """Where functrain keeps what can be made again: FUNCTRAIN_CACHE, or ~/.cache/functrain."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FUNCTRAIN_CACHE") or Path(home) / "functrain")
 
 
 def use_compilation_cache() -> None:
@@ -82,6 +81,7 @@ def train(
     """
     console = console or make_console()
     _check_out(out)
+    _check_trackers(config)
     built = build(config)
     show_before(console, built)
     compiled = compile(built)
@@ -90,6 +90,13 @@ def train(
         (out / "config.toml").write_text(configs.dump(built.config))
         (out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
         return _train(built, compiled, out, console, stop, imported, resumed_at=None)
+
+
+def _check_trackers(config: Experiment) -> None:
+    """Raises a ConfigError where a tracker is asked for whose library is not installed: before anything is written."""
+    for name in ("wandb", "mlflow"):
+        if getattr(config.observe, name):
+            library(name)
 
 
 def _check_out(out: Path) -> None:
@@ -122,6 +129,7 @@ def resume(
             may = ", ".join(k.rstrip(".") for k in MAY_CHANGE)
             raise ConfigError(f"{key}: {before} in the run, {after} asked for; a resumed run may change only: {may}")
     new = configs.parse(Experiment, wanted)
+    _check_trackers(new)
     with _locked(out):
         built = build(new)
         if changed := configs.differences(new, built.config):
@@ -167,8 +175,8 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         peak=peak * built.mesh.size,
         watch=settings.evaluate.monitor or "accuracy",
     )
-    board = TensorBoard(out / "tensorboard", resumed_at) if settings.observe.tensorboard else None
-    sinks = [lines, progress, *([board] if board else [])]
+    trackers = _trackers(built.config, out, resumed_at)
+    sinks = [lines, progress, *trackers]
     store = Directory(out / "checkpoints", settings.checkpoint.keep, built.monitor, settings.evaluate.mode)
     seconds = Seconds(compile=compiled.seconds)
     try:
@@ -190,20 +198,29 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
     if outcome.ended == "stopped":
         assert stop is not None
         assert stop.signal is not None
-        if board:
-            board.close()
+        for tracker in trackers:
+            tracker.close()
         console.print(
             f"{stop.signal.name}: stopped after step {outcome.step} with a checkpoint; "
             f"go on with: functrain train --resume {out}"
         )
         return EXIT_STATUS[stop.signal]
     result = _finish(built, compiled, outcome, best, store, seconds, out, imported, resumed_at or 0, peak)
-    if board:
-        reached = {f"{part}/{k}": v for part in ("final", "best", "test") for k, v in (result[part] or {}).items()}
-        board.hyperparameters(configs.flatten(settings), {k: v for k, v in reached.items() if v is not None})
-        board.close()
+    reached = {f"{part}/{k}": v for part in ("final", "best", "test") for k, v in (result[part] or {}).items()}
+    for tracker in trackers:
+        tracker.hyperparameters(configs.flatten(settings), {k: v for k, v in reached.items() if v is not None})
+        tracker.close()
     _show_after(console, result, out)
     return 0
+
+
+def _trackers(settings: Experiment, out: Path, resumed_at: int | None) -> list[Any]:
+    """The sinks beside metrics.jsonl and the console."""
+    observe = settings.observe
+    board = [TensorBoard(out / "tensorboard", resumed_at)] if observe.tensorboard else []
+    wandb = [WandB(observe.wandb, out, settings, resumed_at)] if observe.wandb else []
+    mlflow = [MLflow(observe.mlflow, out, settings, resumed_at)] if observe.mlflow else []
+    return [*board, *wandb, *mlflow]
 
 
 def _finish(built, compiled, outcome, best, store, seconds, out, imported, began_at, peak) -> dict[str, Any]:
@@ -220,13 +237,10 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
             payload = {"state": train_state, "metrics": compiled.program.fresh()}
             chosen, train_state = best.step, replicate(from_arrays(arrays, payload)["state"], built.mesh)
     start = time.perf_counter()
-    test, counts = None, None
-    if "test" in compiled.evaluate:
-        test = read(compiled.evaluate["test"](train_state))
-    elif "validation" in compiled.evaluate:
-        counts = read(compiled.evaluate["validation"](train_state)).get("confusion")
-    if test is not None:
-        counts = test.get("confusion")
+    members = compiled.program.members(outcome.train_state)
+    shown = next((split for split in ("test", "validation") if split in compiled.evaluate), None)
+    metrics = compiled.evaluate[shown](train_state) if shown else None
+    test = compiled.program.scalars(metrics) if shown == "test" else None
     seconds.evaluate += time.perf_counter() - start
     steps = outcome.step - began_at
     rate = steps / seconds.train if steps and seconds.train > 0 else None
@@ -235,11 +249,11 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         "steps": outcome.step,
         "final": _at(outcome.step, validation.get(outcome.step)),
         "best": _at(best.step, validation.get(best.step)),
-        "test": _at(chosen, _finite(scalars(test)) if test is not None else None),
+        "test": _at(chosen, None if test is None else _finite(test)),
         "train": _at(outcome.step, next((_metrics_of(e) for e in reversed(lines) if e["split"] == "train"), None)),
         "monitor": built.monitor or None,
-        "parameters": sum(tree.size(p.params) for p in train_state.players.values()),
-        "skipped_steps": int(jax.device_get(state.skipped(outcome.train_state))),
+        "parameters": sum(tree.size(p.params) for p in members[0].players.values()),
+        "skipped_steps": sum(int(jax.device_get(state.skipped(member))) for member in members),
         "steps_per_s": rate,
         "examples_per_s": rate and rate * built.batch_size,
         "flops_per_step": built.flops,
@@ -248,12 +262,14 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": {"import": imported} | dataclasses.asdict(seconds),
     }
+    if len(members) > 1 and metrics is not None and test is not None:
+        each = (_finite(scalars(read(member))) for member in metrics)
+        result["members"] = [{"seed": settings.train.seed + i} | numbers for i, numbers in enumerate(each)]
     _write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     if settings.observe.figures:
         figures.curves({out.name: lines}, out / "figures" / "curves.png")
-        if counts is not None:
-            split = "test" if test is not None else "validation"
-            figures.confusion(counts, out / "figures" / "confusion.png", f"{split}, step {chosen}")
+        if shown:
+            figures.draw(read(pooled(metrics)), out / "figures", f"{shown}, step {chosen}")
     return result
 
 

@@ -13,14 +13,15 @@ import jax
 import numpy as np
 
 from functrain.config import ConfigError
-from functrain.data.sources import read_npz
-from functrain.experiment import Experiment, assemble, build
+from functrain.data.dataset import read_npz
+from functrain.experiment import Experiment, assemble, build, in_order
 from functrain.metrics import read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.evaluate import make_evaluate
+from functrain.train.members import summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +64,11 @@ def _json(value: np.ndarray) -> Any:
     return np.where(np.isfinite(value), value.astype(object), None).tolist()  # pyright: ignore
 
 
-def load(out: str | Path, step: int | None = None) -> Trained:
+def load(out: str | Path, step: int | None = None, member: int = 0) -> Trained:
     """The trained model of a run, without its data: the best step where validation chose one, else the newest.
+
+    step: another checkpoint's.
+    member: which one, of a run of several seeds.
 
     Raises:
       ConfigError: no run, no sound checkpoint, no such step, or a task that is not one model with one loss.
@@ -84,7 +88,13 @@ def load(out: str | Path, step: int | None = None) -> Trained:
         raise ConfigError(f"{out}: no sound checkpoint")
     at, arrays = found
     like = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
-    arrays = {path.removeprefix("state/"): a for path, a in arrays.items() if path.startswith("state/")}
+    if not 0 <= member < settings.train.seeds:
+        raise ConfigError(f"{out}: member {member}; the run has {settings.train.seeds}, counted from 0")
+    several = settings.train.seeds > 1
+    prefix = f"state/{member}/" if several and settings.train.members == "in_turn" else "state/"
+    arrays = {path.removeprefix(prefix): a for path, a in arrays.items() if path.startswith(prefix)}
+    if several and settings.train.members == "together":
+        arrays = {path: a[member] for path, a in arrays.items()}
     try:
         train_state = from_arrays(arrays, like)
     except ValueError as error:
@@ -97,22 +107,24 @@ def load(out: str | Path, step: int | None = None) -> Trained:
 
 
 def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[str, Any]:
-    """A run's metrics on a split: {"step", "split", metrics by name}.
+    """A run's metrics on a split: {"step", "split", metrics by name}; of several seeds, mean and deviation.
 
     Raises:
       ConfigError: no run, or its data has no such split.
     """
-    trained = load(out, step)
-    built = build(trained.config)
+    several = range(read_config(out).train.seeds)
+    trained = [load(out, step, member) for member in several]
+    built = build(trained[0].config)
     if split not in built.feeds:
         raise ConfigError(f"--split: found {split!r}; the run has: {', '.join(built.feeds)}")
     feed = built.feeds[split]
-    if split == "train":
-        feed = dataclasses.replace(next(f for s, f in built.feeds.items() if s != "train"), arrays=feed.arrays)
-    train_state = replicate(trained.train_state, built.mesh)
-    values = scalars(read(make_evaluate(built.task, feed, built.place, built.replicated)(train_state)))
+    if split == "train" and built.dataset is not None:
+        feed = in_order(built.config, built.dataset, split, built.mesh)
+    metrics_of = make_evaluate(built.task, feed, built.place, built.replicated)
+    metrics = [metrics_of(replicate(one.train_state, built.mesh)) for one in trained]
+    values = summary(metrics) if len(metrics) > 1 else scalars(read(metrics[0]))
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return {"step": trained.step, "split": split} | finite
+    return {"step": trained[0].step, "split": split} | finite
 
 
 def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Mistakes of a user: one readable line (where, what was found, what is legal), status 2, nothing left behind."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -152,14 +153,17 @@ TEXT = {
     "too-large": (changed("steps = 3", "steps = 3_000_000_000"), ("train.steps", "3000000000", "2147483647")),
     "larger-than-any-int": (changed("steps = 3", f"steps = {'9' * 5000}"), ()),
     "larger-than-any-int-in-hex": (changed("steps = 3", f"steps = 0x{'f' * 5000}"), ("train.steps",)),
-    "missing-kind": (changed('kind = "mlp"\n', ""), ("model.kind", "missing", "mlp, custom")),
-    "wrong-kind-by-spelling": (changed('"mlp"', '"mpl"'), ("model.kind", '"mpl"', 'did you mean "mlp"', "mlp, custom")),
-    "wrong-kind": (changed('"digits"', '"xyz"'), ("data.kind", '"xyz"', "digits, npz, custom")),
-    "kind-of-another-type": (changed('"mlp"', "3"), ("model.kind", "3", "mlp, custom")),
-    "missing-task": (changed(TASK, ""), ("task", "missing", "classification, regression, custom")),
+    "missing-kind": (changed('kind = "mlp"\n', ""), ("model.kind", "missing", "mlp, cnn, lenet, gpt, flax, custom")),
+    "wrong-kind-by-spelling": (
+        changed('"mlp"', '"mpl"'),
+        ("model.kind", '"mpl"', 'did you mean "mlp"', "mlp, cnn, lenet, gpt, flax, custom"),
+    ),
+    "wrong-kind": (changed('"digits"', '"xyz"'), ("data.kind", '"xyz"', "digits, known, idx, csv")),
+    "kind-of-another-type": (changed('"mlp"', "3"), ("model.kind", "3", "mlp, cnn, lenet, gpt, flax, custom")),
+    "missing-task": (changed(TASK, ""), ("task", "missing", "classification, binary, multilabel")),
     "section-as-a-number": ("train = 3\n" + changed("[train]\nsteps = 3\n", ""), ("train", "found 3", "table")),
     "section-as-a-list": (changed("[train]", "[[train]]"), ("train", "table")),
-    "kinds-as-a-list": (changed("[model]", "[[model]]"), ("model", "table", "mlp, custom")),
+    "kinds-as-a-list": (changed("[model]", "[[model]]"), ("model", "table", "mlp, cnn, lenet, gpt, flax, custom")),
     "nested-list": (changed("[4]", "[[4]]"), ("model.hidden", "[4]", "integer")),
     "number-for-a-list": (changed("[4]", "4"), ("model.hidden", "found 4", "array")),
     "element-of-a-list": (changed("[4]", "[4, 0]"), ("model.hidden.1", "found 0", "1")),
@@ -177,7 +181,7 @@ TEXT = {
     "deep-array-that-toml-reads": (changed("[4]", "[" * 400 + "]" * 400), ()),
     "deep-table": (changed("[task]", f"{'.'.join('a' * 3000)} = 1\n[task]"), ()),
     "deep-inline-table": (changed("[task]", f"x = {'{a = ' * 2000}1{'}' * 2000}\n[task]"), ("nested too deeply",)),
-    "line-break-in-a-value": (changed('"mlp"', '"ml\\np"'), ("model.kind", "mlp, custom")),
+    "line-break-in-a-value": (changed('"mlp"', '"ml\\np"'), ("model.kind", "mlp, cnn, lenet, gpt, flax, custom")),
     "line-break-in-a-key": (changed("[observe]", '[players."a\\nb"]\n[observe]'), ("players", "model")),
 }
 
@@ -196,7 +200,7 @@ FILES = {
     "directory": (Path, ("c.toml", "directory")),
     "latin-1": (changed("mlp", "mlp\u00e9").encode("latin-1"), ("c.toml", "UTF-8", "50")),
     "utf-16": (CONFIG.encode("utf-16"), ("c.toml", "UTF-8")),
-    "empty": (b"", ("c.toml", "task", "missing", "classification, regression, custom")),
+    "empty": (b"", ("c.toml", "task", "missing", "classification, binary, multilabel")),
     "null-character": (changed("mlp", "m\0lp").encode(), ("c.toml", "TOML", "line 4")),
 }
 
@@ -286,7 +290,10 @@ MISFITS = {
     "accumulate-does-not-divide": (["train.accumulate=5"], ("train.accumulate", "32", "5")),
     "too-many-devices": (["train.devices=4096"], ("train.devices", "4096", "this machine has")),
     "unknown-monitor": (["evaluate.monitor=acuracy"], ("evaluate.monitor", "acuracy", "accuracy", "loss")),
-    "monitor-that-is-no-number": (["evaluate.monitor=confusion"], ("evaluate.monitor", "confusion", "accuracy, loss")),
+    "monitor-that-is-no-number": (
+        ["evaluate.monitor=confusion"],
+        ("evaluate.monitor", "confusion", "accuracy, calibration_error, f1, loss"),
+    ),
     "patience-without-validation": (
         ["data.validation=0.0", "evaluate.patience=3"],
         ("evaluate.patience", "no validation examples"),
@@ -308,6 +315,40 @@ MISFITS = {
     "inputs-that-the-data-has-not": (["model.inputs=[3]"], ("model.inputs", "[3]", "[8, 8]")),
     "outputs-that-the-data-has-not": (["model.outputs=3"], ("model.outputs", "3", "10")),
     "no-training-examples": (["data.test=0.99"], ("digits", "no training examples")),
+    "images-too-small": (["model={kind='lenet'}"], ("model.kind", "16 x 16", "[8, 8]")),
+    "stages-too-many": (["model={kind='cnn', channels=[2,2,2,2]}"], ("model.kind", "16 x 16", "[8, 8]")),
+    "images-for-a-gpt": (["model={kind='gpt'}"], ("model.kind", "sequences of tokens", "[8, 8]")),
+    "ten-classes-as-yes-or-no": (["task={kind='binary'}"], ("task.kind", "0 and 1")),
+    "classes-as-text": (["task={kind='language'}"], ("task.kind", "language needs a text")),
+    "class-weights": (["task.class_weights=[1,2]"], ("task.class_weights", "2", "10")),
+    "top-of-all-classes": (["task.top_k=[10]"], ("task.top_k", "10", "fewer than the 10")),
+    "smoothing-of-another-loss": (
+        ["task.criterion=focal", "task.label_smoothing=0.1"],
+        ("task", "label_smoothing", "cross_entropy"),
+    ),
+    "rates-that-leave-parameters-out": (
+        ["optimizer.rates=[['layer0', 0.1]]"],
+        ("optimizer.rates", "layer1", '[".", 1.0]'),
+    ),
+    "rates-without-a-match": (["optimizer.rates=[['x', 0.1], ['.', 1.0]]"], ("optimizer.rates", "'x'", "matches no")),
+    "all-frozen": (["optimizer.freeze=['.']"], ("optimizer", "frozen", "nothing is left to train")),
+    "unknown-optimizer-of-optax": (
+        ["optimizer={kind='optax', name='adabelif'}"],
+        ("optimizer.name", '"adabelif"', 'did you mean "adabelief"'),
+    ),
+    "unknown-argument-of-optax": (
+        ["optimizer={kind='optax', name='adabelief', args={b3=1}}"],
+        ("optimizer.args.b3", "unknown", "b1"),
+    ),
+    "optax-that-needs-more": (["optimizer={kind='optax', name='lbfgs'}"], ("optimizer", "lbfgs", "cannot take a step")),
+    "milestones-that-fall": (
+        ["optimizer.schedule={kind='step', milestones=[5, 2]}"],
+        ("optimizer.schedule", "milestones"),
+    ),
+    "one-fold": (["data.folds=1"], ("data", "folds", "found 1", "at least 2")),
+    "fold-beyond": (["data.folds=3", "data.fold=3"], ("data", "fold", "found 3", "below folds = 3")),
+    "more-folds-than-examples": (["data.folds=2000"], ("data.folds", "2000", "1797")),
+    "tracker-not-installed": (["observe.wandb=project"], ("observe.wandb", "pip install 'functrain[wandb]'")),
 }
 
 
@@ -315,14 +356,42 @@ MISFITS = {
 def test_misfit(name, refused):
     """What is legal by itself and does not fit the data, the model or the machine is told before anything runs."""
     arguments, says = MISFITS[name]
+    if name == "tracker-not-installed" and importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
     Path("c.toml").write_text(CONFIG)
     refused(["train", "c.toml", *arguments], says)
 
 
+ON_A_CONFIG = {
+    "folds-without-folds": (["folds", "c.toml", "--out", "k"], ("data.folds", "missing", "at least 2")),
+    "folds-without-a-place": (["folds", "c.toml", "data.folds=2"], ("--out",)),
+    "rates-that-fall": (
+        ["find-rate", "c.toml", "--from", "1", "--to", "0.1"],
+        ("from 1 to 0.1", "expected 0 < from < to"),
+    ),
+    "rates-in-no-steps": (["find-rate", "c.toml", "--steps", "3"], ("3 steps", "10 steps up")),
+    "rates-drawn-nowhere": (["find-rate", "c.toml", "--figure", "no/a.png"], ("--figure", "no/a.png")),
+    "rate-drawn-as-text": (["inspect", "c.toml", "--figure", "a.txt"], ("--figure", "a.txt", ".png")),
+    "unknown-set": (["data", "get", "mnits"], ("mnits", "mnist")),
+    "set-that-is-not-here": (
+        ["train", "c.toml", "data={kind='known', name='mnist'}"],
+        ("data.name", "mnist is not here", "functrain data get mnist"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_CONFIG)
+def test_command_on_a_config(name, refused):
+    """What the other commands refuse."""
+    arguments, says = ON_A_CONFIG[name]
+    Path("c.toml").write_text(CONFIG)
+    refused(arguments, says)
+
+
 LACKING = {
     "steps-and-epochs": (changed("steps = 3\n", ""), ("train", "missing", "steps or epochs")),
-    "model": (changed(MODEL, ""), ("model", "missing", "mlp, custom")),
-    "data": (changed(DATA, ""), ("data", "missing", "digits, npz, custom")),
+    "model": (changed(MODEL, ""), ("model", "missing", "mlp, cnn, lenet, gpt, flax, custom")),
+    "data": (changed(DATA, ""), ("data", "missing", "digits, known, idx, csv")),
     "data-for-epochs": (changed(f"{DATA}[train]\nsteps = 3", "[train]\nepochs = 2"), ("data",)),
 }
 
@@ -479,7 +548,7 @@ def arrays(n: int = 40):
 
 
 def no_dict():
-    return [1, 2]
+    return 3
 
 
 def strange_split():
@@ -517,7 +586,7 @@ OWN = {
     "outputs-of-another-width": (OWN_MODEL, f"model.target={MODULE}:narrow", ("model", "3", "10")),
     "no-task": (OWN_TASK, f"task.target={MODULE}:no_model", ("task.target", "no task", "init, update, evaluate")),
     "task-of-another-class": (OWN_TASK, f"task.target={MODULE}:NoTask", ("task.target", "NoTask", "dataclass")),
-    "no-splits": (OWN_DATA, f"data.target={MODULE}:no_dict", ("data.target", "dict of splits")),
+    "no-splits": (OWN_DATA, f"data.target={MODULE}:no_dict", ("data.target", "no_dict", "expected an iterable")),
     "unknown-split": (OWN_DATA, f"data.target={MODULE}:strange_split", ("'valid'", "train, validation, test")),
     "ragged": (OWN_DATA, f"data.target={MODULE}:ragged", ("data.target", "train x")),
     "no-inputs": (OWN_DATA, f"data.target={MODULE}:only_y", ("data", "no array x", "it has: y")),

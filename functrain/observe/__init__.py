@@ -1,4 +1,4 @@
-"""Seeing a run: events to console, JSON lines and TensorBoard; figures; FLOPs. Each part is imported by name."""
+"""Seeing a run: console, JSON lines, TensorBoard, W&B, MLflow; figures; FLOPs. Each part is imported by name."""
 
 from functrain.config import Count, configclass
 
@@ -9,6 +9,10 @@ class Observe:
 
     tensorboard: bool = True
     """Whether tensorboard/ is written."""
+    wandb: str = ""
+    """The project of Weights & Biases to which metrics go; empty is none."""
+    mlflow: str = ""
+    """The experiment of MLflow to which metrics go; empty is none."""
     figures: bool = True
     """Whether figures/ is drawn at the end."""
     norms_every: Count = 0

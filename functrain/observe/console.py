@@ -141,8 +141,16 @@ def result_table(result: dict[str, Any]) -> Table:
         table.add_column(f"{where} ({found['step']})", justify="right")
     names: list[str] = []
     for found in columns.values():
-        names += [n for n in found if n != "step" and n not in names]
+        names += [n for n in found if n != "step" and n not in names and not n.endswith("_deviation")]
     for name in names:
-        cells = [found.get(name) for found in columns.values()]
-        table.add_row(name.replace("_", " "), *("" if c is None else f"{c:.4g}" for c in cells))
+        cells = [(found.get(name), found.get(f"{name}_deviation")) for found in columns.values()]
+        table.add_row(name.replace("_", " "), *map(_cell, cells))
     return table
+
+
+def _cell(number: tuple[float | None, float | None]) -> str:
+    """A mean, with its deviation where there is one."""
+    mean, deviation = number
+    if mean is None:
+        return ""
+    return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"

@@ -36,20 +36,21 @@ def make_evaluate(
     place, sharding: cuts a batch over devices, and where what the host sends lies.
     """
 
-    def first(train_state, arrays, i):
+    def batch_metrics(train_state, arrays, i):
         key = jax.random.fold_in(train_state.key, i)
         return live.bind(task, train_state.hyper).evaluate(train_state, place(feed.batch(arrays, i)), key=key)
 
-    def rest(metrics, train_state, arrays, i):
-        return tree.add(metrics, first(train_state, arrays, i))
+    def add(metrics, train_state, arrays, i):
+        return tree.add(metrics, batch_metrics(train_state, arrays, i))
 
-    first, rest = jax.jit(first), jax.jit(rest, donate_argnums=0)
+    add = jax.jit(add, donate_argnums=0)  # from zero on, so that one program serves every batch
 
     def evaluate(train_state):
-        index = [jax.device_put(np.int32(i), sharding) for i in range(len(feed))]
-        metrics = first(train_state, feed.arrays, index[0])
-        for i in index[1:]:
-            metrics = rest(metrics, train_state, feed.arrays, i)
+        shapes = jax.eval_shape(batch_metrics, train_state, feed.arrays, np.int32(0))
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        metrics = jax.device_put(zeros, sharding)
+        for i in range(len(feed)):
+            metrics = add(metrics, train_state, feed.arrays, jax.device_put(np.int32(i), sharding))
         return metrics
 
     return evaluate

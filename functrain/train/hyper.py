@@ -19,7 +19,7 @@ def numbers(config: Any, at: str = "") -> dict[str, float]:
     """Dotted path -> non-zero float, over a tree of dataclasses.
 
     >>> from functrain.optim import Learner, SGD
-    >>> numbers(Learner(optimizer=SGD(peak_lr=0.5)))
+    >>> numbers(Learner(optimizer=SGD(peak_lr=0.5, lookahead_share=0.0)))
     {'optimizer.peak_lr': 0.5}
     """
     found = {}

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from functrain.config import ConfigError, Count, Positive, Size, configclass
-from functrain.metrics import read, scalars
 from functrain.observe.events import Sink
 from functrain.train.checkpoint import Store, better
 from functrain.train.program import Program
@@ -31,6 +30,10 @@ class Train:
     """How many passes over the training examples; written out as steps."""
     seed: Count = 0
     """Of the parameters, the order of the examples and all that is random in a step."""
+    seeds: Size = 1
+    """How many members the run has: seed, seed + 1 ...; results are their mean and standard deviation."""
+    members: Literal["auto", "together", "in_turn"] = "auto"
+    """Several seeds in one program by vmap, or a dispatch for each; auto goes by the program and the memory."""
     accumulate: Size = 1
     """Micro-batches into which a step's batch is cut, to save memory; the gradient is the same."""
     chunk: Count = 0
@@ -143,7 +146,7 @@ def run(
       seconds: the account to which time is added.
     """
     seconds = seconds or Seconds()
-    at = int(jax.device_get(train_state.step))
+    at = int(jax.device_get(program.members(train_state)[0].step))
     late: deque[tuple[int, Any]] = deque()  # (step, metrics on the device), not yet read
     flying: deque[Any] = deque()  # marks of the chunks in flight
     validation: dict[str, float] = {}
@@ -157,7 +160,7 @@ def run(
     def read_late(keep):
         while len(late) > keep:
             step, waiting = late.popleft()
-            tell(step, "train", scalars(read(waiting)))
+            tell(step, "train", program.scalars(waiting))
 
     def save():
         start = clock()
@@ -179,7 +182,7 @@ def run(
             at += count
             flying.append(mark)
             if len(flying) > 2:
-                flying.popleft().block_until_ready()
+                jax.block_until_ready(flying.popleft())
             if plan.due(plan.log_every, at):
                 late.append((at, metrics))
                 metrics = program.fresh()
@@ -189,10 +192,10 @@ def run(
             evaluated = program.evaluate is not None and plan.due(plan.evaluate_every, at)
             improved = False
             if evaluated:
-                mark.block_until_ready()  # so that what is timed is the evaluation
+                jax.block_until_ready(mark)  # so that what is timed is the evaluation
                 start = clock()
                 read_late(0)
-                validation = scalars(read(program.evaluate(train_state)))  # pyright: ignore[reportOptionalCall]
+                validation = program.scalars(program.evaluate(train_state))  # pyright: ignore[reportOptionalCall]
                 seconds.evaluate += clock() - start
                 tell(at, "validation", validation)
                 improved = best.see(at, validation)

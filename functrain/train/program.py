@@ -11,6 +11,7 @@ import numpy as np
 
 from functrain import tree
 from functrain.data.feed import as_is
+from functrain.metrics import read, scalars
 from functrain.optim import Learner
 from functrain.train import step
 
@@ -25,6 +26,8 @@ class Program:
     fresh() -> a zero running sum of metrics.
     evaluate(train_state) -> metrics of the validation examples, or None where there are none.
     norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
+    members(tree) -> the train state, or metrics, of each member of the run; mostly there is one.
+    scalars(metrics) -> their numbers on the host; of several members, mean and deviation.
     memory: XLA's analysis of `advance`, bytes by name.
     """
 
@@ -33,6 +36,8 @@ class Program:
     fresh: Callable[[], Any]
     evaluate: Callable[[Any], Any] | None = None
     norms: Callable[[Any, Any], Any] | None = None
+    members: Callable[[Any], list[Any]] = lambda tree: [tree]
+    scalars: Callable[[Any], dict[str, float]] = lambda metrics: scalars(read(metrics))
     memory: dict[str, int] = field(default_factory=dict)
 
 
@@ -46,6 +51,7 @@ def compile_program(
     sharding: Any = None,
     evaluate: Callable[[Any], Any] | None = None,
     norms: bool = False,
+    stacked: bool = False,
 ) -> Program:
     """Compile the steps of a task, ahead of time.
 
@@ -56,9 +62,16 @@ def compile_program(
       place: cuts a batch over devices.
       sharding: where what the host sends lies; None is the default device.
       evaluate, norms: see Program; `norms` says whether there are any.
+      stacked: whether the train state has a leading axis of members, and the second part of the window their seeds
+        (see functrain.train.members).
     """
     window = feed.window(0, 1)
-    shapes = jax.eval_shape(functools.partial(step.zero_metrics, task, feed), train_state, window)
+
+    def over(f, *axes):
+        return jax.vmap(f, axes) if stacked else f
+
+    seeds = (None, 0)
+    shapes = jax.eval_shape(over(functools.partial(step.zero_metrics, task, feed), 0, seeds), train_state, window)
     fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=sharding).lower().compile()
     on_device = functools.cache(lambda count: jax.device_put(np.int32(count), sharding))
 
@@ -70,9 +83,11 @@ def compile_program(
         return jax.jit(g, donate_argnums=(0, 1))
 
     if loop == "loop":
-        steps = marked(step.make_chunk(task, feed, place)).lower(train_state, fresh(), window, on_device(1)).compile()
+        many = over(step.make_chunk(task, feed, place), 0, 0, seeds, None)
+        steps = marked(many).lower(train_state, fresh(), window, on_device(1)).compile()
     else:
-        steps = marked(step.make_body(task, feed, place)).lower(train_state, fresh(), window).compile()
+        single = over(step.make_body(task, feed, place), 0, 0, seeds)
+        steps = marked(single).lower(train_state, fresh(), window).compile()
 
     def chunk(train_state, metrics, window, count):
         return steps(train_state, metrics, window, on_device(count))

@@ -15,6 +15,9 @@ from functrain import tree
 from functrain.data.feed import as_is
 from functrain.train import hyper as live
 
+_TOGETHER = 2 * 2**30
+"""Bytes of state up to which the members of a run go in one program."""
+
 
 def make_step(task: Any) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
     """One step of a task: its live numbers bound, its update taken, the step counted."""
@@ -64,6 +67,15 @@ def choose_loop(primitives: set[str], backend: str) -> str:
     is faster in a loop. A rule on the program, never a clock: the two differ in rounding where there are convolutions.
     """
     return "step" if backend == "cpu" and "conv_general_dilated" in primitives else "loop"
+
+
+def choose_members(loop: str, state_bytes: int, flops: int) -> str:
+    """How several seeds go: "together" under vmap, or "in_turn".
+
+    In turn where a dispatch is one step (convolutions on a CPU: under vmap they become grouped ones, which are slow
+    there) and where the states of all members would not fit.
+    """
+    return "in_turn" if loop == "step" or state_bytes > _TOGETHER else "together"
 
 
 def choose_chunk(flops: int, backend: str) -> int:
