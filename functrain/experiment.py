@@ -94,7 +94,7 @@ class Built:
     feeds: dict[str, Any]
     mesh: jax.sharding.Mesh
     dataset: Dataset | None
-    flops: int  # of the matrix products in a step
+    flops: int  # of the matrix products in a step of one member
     monitor: str  # "" where nothing is evaluated
 
     @property

@@ -170,8 +170,8 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         console,
         steps=plan.steps,
         at=resumed_at or 0,
-        batch=built.batch_size,
-        flops=built.flops,
+        batch=built.batch_size * settings.train.seeds,
+        flops=built.flops * settings.train.seeds,
         peak=peak * built.mesh.size,
         watch=settings.evaluate.monitor or "accuracy",
     )
@@ -244,6 +244,7 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
     seconds.evaluate += time.perf_counter() - start
     steps = outcome.step - began_at
     rate = steps / seconds.train if steps and seconds.train > 0 else None
+    step_flops = built.flops * settings.train.seeds
     result = {
         "ended": outcome.ended,
         "steps": outcome.step,
@@ -255,10 +256,10 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         "parameters": sum(tree.size(p.params) for p in members[0].players.values()),
         "skipped_steps": sum(int(jax.device_get(state.skipped(member))) for member in members),
         "steps_per_s": rate,
-        "examples_per_s": rate and rate * built.batch_size,
-        "flops_per_step": built.flops,
+        "examples_per_s": rate and rate * built.batch_size * settings.train.seeds,
+        "flops_per_step": step_flops,
         "peak_flops_per_s": peak * built.mesh.size,
-        "peak_fraction": rate and rate * built.flops / (peak * built.mesh.size),
+        "peak_fraction": rate and rate * step_flops / (peak * built.mesh.size),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": {"import": imported} | dataclasses.asdict(seconds),
     }

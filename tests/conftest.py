@@ -33,6 +33,17 @@ def _cache(tmp_path_factory):
 
 
 @pytest.fixture
+def quick():
+    """Programs compiled with few of XLA's optimisations: for tests in which compiling takes longer than running, and
+    that compare nothing with a run of the command."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def root():
     """The repository."""
     return ROOT

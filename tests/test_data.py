@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gzip
+import json
 import os
 import time
 import tomllib
@@ -17,6 +18,7 @@ from conftest import ROOT
 from small_data import idx, write_small_data
 
 import functrain
+from functrain.cli import main
 from functrain.config import ConfigError, configclass, dump, parse
 from functrain.data import Memory, order
 from functrain.data.adapt import from_iterable, from_splits
@@ -32,6 +34,8 @@ from functrain.experiment import Experiment, build
 from functrain.models import MLP
 from functrain.tasks import Classification
 from functrain.train.loop import Train
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -882,3 +886,26 @@ def test_mixtures_that_do_not_fit(tmp_path):
         ({"sources": [{"kind": "digits"}, {"kind": "npz", "pth": "a"}]}, "sources.1.pth: unknown key"),
     ]:
         mistake(lambda more=more: two_sources(tmp_path, **more), message)
+
+
+def test_predictions_of_a_table_by_its_columns(tmp_path, monkeypatch, capsys):
+    """`functrain predict RUN new.csv` encodes its columns as in training, in any order; `inspect` tells them."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{'red' if i % 3 else 'blue'},{i},{'yes' if i % 3 else 'no'}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["colour,size,answer", *rows, ""]))
+    (tmp_path / "c.toml").write_text(
+        '[task]\nkind = "binary"\n[model]\nkind = "mlp"\nhidden = [8]\n'
+        '[data]\nkind = "csv"\npath = "t.csv"\ntarget = "answer"\n'
+        "[optimizer]\npeak_lr = 0.05\n[train]\nsteps = 60\n[observe]\ntensorboard = false\nfigures = false\n"
+    )
+    assert main(["inspect", "c.toml"]) == 0
+    assert "categorical, 2 categories, 0 missing" in capsys.readouterr().out
+    assert main(["train", "c.toml", "--out", "r"]) == 0
+    (tmp_path / "t.csv").unlink()
+    (tmp_path / "new.csv").write_text("size,colour\n3,blue\n4,red\n,red\n")
+    capsys.readouterr()
+    assert main(["predict", "r", "new.csv"]) == 0
+    assert [json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()] == [0, 1, 1]
+    (tmp_path / "new.csv").write_text("size,colour\nmany,blue\n")
+    assert main(["predict", "r", "new.csv"]) == 2
+    assert "line 2: column 'size': found 'many'; expected a number" in capsys.readouterr().err

@@ -25,6 +25,8 @@ from functrain.train.checkpoint import Directory
 from functrain.train.step import make_step
 from functrain.tree import by_path
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 NETS = """
 import jax
 import jax.numpy as jnp

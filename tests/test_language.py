@@ -1,5 +1,6 @@
 """Text: tokens and back, windows and blocks, the language task."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -7,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functrain import config
+from functrain import config, trained
+from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.data import PythonSource, TextFile, Windows, blocks
 from functrain.data.tokens import BPE, Bytes, Characters
 from functrain.experiment import Experiment, build, compile
 from functrain.models import GPT
 from functrain.train.loop import Best, run
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 40
 
@@ -151,3 +155,20 @@ def test_mistakes(corpus):
     parts = {"task": {"kind": "language"}, "model": {"kind": "gpt"}, "data": {"kind": "digits"}, "train": {"steps": 1}}
     with pytest.raises(ConfigError, match="language needs a text"):
         build(config.parse(Experiment, parts))
+
+
+def test_a_language_run_predicts_what_comes_next(corpus, tmp_path, monkeypatch, capsys):
+    """From a text file and from numbers alike; longer texts by their last block."""
+    monkeypatch.chdir(tmp_path)
+    settings = config.to_data(_experiment(corpus)) | {"train": {"steps": 3}, "observe": {"tensorboard": False}}
+    (tmp_path / "c.toml").write_text(config.tomli_w.dumps(settings))
+    assert main(["train", "c.toml", "--out", "r"]) == 0
+    (tmp_path / "prompt.txt").write_text("Now is the winter")
+    source = trained.load("r").config.data
+    (tmp_path / "prompt.jsonl").write_text(f"{source.encode('e winter').tolist()}\n")
+    capsys.readouterr()
+    assert main(["predict", "r", "prompt.txt"]) == 0
+    by_text = json.loads(capsys.readouterr().out)
+    assert main(["predict", "r", "prompt.jsonl"]) == 0
+    assert json.loads(capsys.readouterr().out) == by_text
+    assert 0 <= by_text["token"] < source.load().classes

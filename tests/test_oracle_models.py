@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 F = torch.nn.functional
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick")]
 
 LOGITS = 1e-12  # relative to the largest magnitude of the array compared
 GRADIENTS = 1e-11  # relative to the largest of all gradients

@@ -147,7 +147,7 @@ def test_help_answers_at_once():
     assert best < 0.5
 
 
-def test_version_list_and_inspect(capsys, monkeypatch):
+def test_version_list_and_inspect(capsys, monkeypatch, quick):
     """What they print; and one batch of digits is learnt by heart."""
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
@@ -167,7 +167,7 @@ def test_version_list_and_inspect(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
-def test_every_config_takes_two_steps(path, tmp_path_factory, monkeypatch):
+def test_every_config_takes_two_steps(path, tmp_path_factory, monkeypatch, quick):
     """Each shipped config as it is, but for its length: it builds, compiles, trains two steps and evaluates.
 
     Its data are a few examples in the real files' format, so that it runs on a machine without any.
@@ -202,7 +202,7 @@ def _blocks(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_pages_run(page, tmp_path, monkeypatch, capsys):
+def test_pages_run(page, tmp_path, monkeypatch, capsys, quick):
     """Every `functrain` line and every Python block of a page, in order, in one folder with the configs beside it.
 
     Blocks marked `toml` are saved under the name in their first comment; `text` is what is printed, and not run.

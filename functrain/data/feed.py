@@ -77,7 +77,8 @@ class Mixed:
         """The examples of one step, prepared."""
         rows, start = [], 0
         for k, (n, size) in enumerate(self.parts):
-            seed = (self.seed + k * 0x9E3779B9) % 2**31  # far apart, and that of the first is the seed itself
+            # Far apart, and that of the first is the seed itself, which may be traced.
+            seed = (self.seed + k * 0x9E3779B9 % 2**31) % 2**31
             rows.append(start + order(seed, step, n, size))
             start += n
         i = jnp.concatenate(rows)

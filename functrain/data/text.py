@@ -5,6 +5,7 @@ import sysconfig
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
@@ -67,6 +68,22 @@ class Corpus(Source):
         if self.level == "character":
             return Characters(self.vocabulary or vocabulary)
         return Bytes() if self.level == "byte" else BPE(self.tokenizer or tokenizer)
+
+    def prepare(self, batch: dict) -> dict:
+        """Tokens as int32, whatever file they came from."""
+        return batch | {"x": batch["x"].astype(jnp.int32)}
+
+    def read_inputs(self, path: str) -> np.ndarray | None:
+        """The last `block` tokens of a .txt file, [1, block or fewer]: what a language model goes on from."""
+        if Path(path).suffix != ".txt":
+            return None
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        if not text:
+            raise ConfigError(f"{path}: holds no text")
+        return self.encode(text)[None, -self.block :]
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of a text, as in the run whose config this is."""

@@ -24,12 +24,14 @@ def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any):
 def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
     """A panel for each metric against the step: training grey, validation blue; several runs in a colour each.
 
+    Of a run of several seeds the mean, with a band of one deviation to both sides.
+
     runs: name -> the lines of its metrics.jsonl.
     """
     names: list[str] = []
     for lines in runs.values():
         for line in lines:
-            names += [n for n in line if n not in ("step", "split") and n not in names]
+            names += [n for n in line if n not in ("step", "split", *names) and not n.endswith("_deviation")]
     columns = min(len(names), 2) or 1
     rows = max(1, -(-len(names) // columns))
     figure, axes = _figure(rows, columns, (_WIDTH * columns, 3.2 * rows))
@@ -48,6 +50,10 @@ def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
                     style = {"color": f"C{number % 10}", "label": run if split == "validation" else None}
                     style["alpha"] = 1.0 if split == "validation" else 0.35
                 axis.plot(steps, heights, marker="." if len(points) < 40 else None, linewidth=1.4, **style)
+                at = {e["step"]: e.get(f"{name}_deviation") or 0.0 for e in lines if e["split"] == split}
+                if any(off := np.array([at[step] for step in steps])):
+                    low, high = np.array(heights) - off, np.array(heights) + off
+                    axis.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         _plain(axis)
