@@ -44,6 +44,15 @@ def quick():
 
 
 @pytest.fixture
+def float64():
+    """64-bit types enabled."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
 def root():
     """The repository."""
     return ROOT

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import draw
 
 from functrain.layers import (
     attention,
@@ -19,15 +20,7 @@ from functrain.layers import (
     rms_norm,
 )
 
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def same(a, b):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from float64 import agree, draw, numbers
 
 from functrain import losses, tree
 from functrain.layers import activations, layer_norm, linear
@@ -28,7 +29,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 F = torch.nn.functional
 torch.set_num_threads(1)  # on arrays this small, threads only wait for one another
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("float64")]
 
 # Each is relative to the largest magnitude in the array compared.
 FUNCTION = 1e-13  # one forward or backward pass
@@ -38,38 +39,12 @@ RUN_LOSS = 1e-12  # every loss of a whole run
 RUN_PARAMS = 1e-12  # the parameters at its end
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 # -- helpers --------------------------------------------------------------------------------------
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def tensor(x, grad=True):
     """A torch tensor of its own memory: torch updates in place, and jax may hold numpy's memory as it is."""
     return torch.tensor(np.asarray(x), requires_grad=grad)
-
-
-def numbers(x):
-    return x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
-
-
-def agree(ours, theirs, tolerance):
-    """Equal shapes, float64 on both sides, and no element off by more than tolerance * the largest of theirs.
-
-    An array of zeros must be met exactly, and nan agrees with nothing.
-    """
-    ours, theirs = numbers(ours), numbers(theirs)
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype == np.float64
-    error, size = np.max(np.abs(ours - theirs)), np.max(np.abs(theirs))
-    assert error <= tolerance * size, f"off by {error / size if size else error:.1e}, allowed {tolerance:.0e}"
 
 
 def pulled(f, cotangent, *arguments):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import agree, draw
 
 from functrain.layers import attention, batch_norm, conv, embedding, group_norm, pool, rms_norm
 
@@ -17,23 +18,13 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 F = torch.nn.functional
 torch.set_num_threads(1)  # on arrays this small, threads only wait for one another
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("float64")]
 
 FUNCTION = 1e-13
 """One forward or backward pass, relative to the largest magnitude in the array compared."""
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
 # -- helpers --------------------------------------------------------------------------------------
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def tensor(x, grad=True):
@@ -48,16 +39,6 @@ def first(x):
 
 def last(x):
     return np.moveaxis(x.detach().numpy(), 1, -1)
-
-
-def agree(ours, theirs, tolerance=FUNCTION):
-    """Equal shapes, float64 on both sides, and no element off by more than tolerance * the largest of theirs."""
-    ours = np.asarray(ours)
-    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype == np.float64
-    error, size = np.max(np.abs(ours - theirs)), np.max(np.abs(theirs))
-    assert error <= tolerance * size, f"off by {error / size if size else error:.1e}, allowed {tolerance:.0e}"
 
 
 def pulled(f, cotangent, *arguments):

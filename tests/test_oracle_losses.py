@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import agree, draw
 
 from functrain import losses
 
@@ -15,27 +16,9 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 F = torch.nn.functional
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("float64")]
 
 FUNCTION = 1e-13  # of the largest magnitude in the array compared
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
-
-
-def agree(ours, theirs):
-    ours, theirs = np.asarray(ours), theirs.detach().numpy()
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype == np.float64
-    error, size = np.max(np.abs(ours - theirs)), np.max(np.abs(theirs))
-    assert error <= FUNCTION * size, f"off by {error / size if size else error:.1e}"
 
 
 MASKS = {

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import agree, draw
 
 from functrain import tree
 from functrain.models import CNN, GPT, LeNet
@@ -12,34 +13,16 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip insta
 F = torch.nn.functional
 torch.set_num_threads(1)
 
-pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick")]
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick", "float64")]
 
 LOGITS = 1e-12  # relative to the largest magnitude of the array compared
 GRADIENTS = 1e-11  # relative to the largest of all gradients
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def perturbed(params):
     """Biases and scales too are drawn: at their zeros and ones, mistakes would hide."""
     paths = {path: i for i, path in enumerate(tree.by_path(params))}
     return tree.map_by_path(lambda path, p: p + 0.1 * draw(paths[path], *p.shape), params)
-
-
-def agree(ours, theirs, tolerance, size=None):
-    ours, theirs = np.asarray(ours), theirs.detach().numpy()
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype == np.float64
-    error = np.max(np.abs(ours - theirs)) / (size or np.max(np.abs(theirs)))
-    assert error <= tolerance, f"off by {error:.1e}, allowed {tolerance:.0e}"
 
 
 def compare(model, params, state, x, forward, *, turned=lambda path, p: p, train=False):

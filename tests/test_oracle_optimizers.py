@@ -38,7 +38,7 @@ from functrain.train import hyper
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'functrain[oracle]'")
 torch.set_num_threads(1)  # on arrays this small, threads only wait for one another
 
-pytestmark = pytest.mark.oracle
+pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("float64")]
 
 QUICK = {"xla_backend_optimization_level": 0}  # these programs take longer to compile than to run
 STEPS = 1e-12  # 100 updates of an optimizer
