@@ -3,6 +3,7 @@
 Of equal largest values in a window, the first takes the whole gradient.
 """
 
+import functools
 import itertools
 import math
 
@@ -159,13 +160,16 @@ def _largest(x, window, stride, padding, least):
     x = lax.pad(x, x.dtype.type(least), around)
     space = x.shape[-n - 1 : -1]
     count = [(size - w) // s + 1 for size, w, s in zip(space, window, stride)]
-    largest = None
-    for place in itertools.product(*map(range, window)):
-        at = (slice(t, t + (m - 1) * s + 1, s) for t, m, s in zip(place, count, stride))
-        here = x[(..., *at, slice(None))]
+    ends = [(m - 1) * s + 1 for m, s in zip(count, stride)]
+
+    def at(place):
+        return x[(..., *(slice(t, t + end, s) for t, end, s in zip(place, ends, stride)), slice(None))]
+
+    def larger(best, here):
         # Of equal ones the first; a nan is larger than any number, as in reduce_window.
-        largest = here if largest is None else jnp.where((here > largest) | (here != here), here, largest)
-    return largest
+        return jnp.where((here > best) | (here != here), here, best)
+
+    return functools.reduce(larger, map(at, itertools.product(*map(range, window))))
 
 
 def _reduce(x, window, stride, padding, start, operator):
