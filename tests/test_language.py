@@ -40,6 +40,21 @@ def test_gpt_has_nanogpts_parameters():
         assert sum(p.size for p in jax.tree.leaves(params)) == wanted
 
 
+def test_a_gpt_starts_as_gpt_2_does():
+    """Deviation 0.02, and 0.02 / sqrt(2 layers) for what ends a branch (Radford et al. 2019, section 2.3)."""
+    params, _ = GPT(inputs=(16,), outputs=50, layers=8, heads=2, width=64, tied=False).init(jax.random.key(0))
+    block, end = params["block3"], 0.02 / 4
+    for kernel, deviation in (
+        (block["attention"]["qkv"]["kernel"], 0.02),
+        (block["attention"]["out"]["kernel"], end),
+        (block["feed_forward"]["up"]["kernel"], 0.02),
+        (block["feed_forward"]["down"]["kernel"], end),
+        (params["tokens"]["table"], 0.02),
+        (params["head"]["kernel"], 0.02),
+    ):
+        assert float(kernel.std()) == pytest.approx(deviation, rel=0.06)
+
+
 def test_a_gpt_sees_no_token_ahead():
     """Logits up to a place do not change with the tokens after it, and do with those before."""
     model = GPT(inputs=(12,), outputs=7, layers=2, heads=2, width=8)

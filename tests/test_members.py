@@ -7,6 +7,7 @@ import pytest
 
 from functrain import config, runs, trained
 from functrain.cli import main
+from functrain.data import SPLITS, Digits
 from functrain.train.checkpoint import Directory
 
 BASE = """\
@@ -105,12 +106,19 @@ def _last_validation(run):
     return next(line for line in reversed(lines) if line["split"] == "validation")
 
 
+def _all_digits():
+    splits = Digits().load()
+    return np.concatenate([splits.split(name)["x"] for name in SPLITS])
+
+
 def test_folds_cover_the_data_and_go_on(here, capsys, monkeypatch):
     """Each example is in the test once; mean and deviation are of the folds; finished folds are not trained again."""
     assert main(["folds", "c.toml", "data.folds=3", "train.steps=10", "--out", "k"]) == 0
     summary = json.loads((here / "k" / "result.json").read_text())
     each = [json.loads((here / f"k/fold-{i}/result.json").read_text())["test"] for i in range(3)]
     assert summary["folds"] == each
+    parts = [runs.read_config(here / f"k/fold-{i}").data.load().test["x"] for i in range(3)]
+    assert sorted(x.tobytes() for part in parts for x in part) == sorted(x.tobytes() for x in _all_digits())
     assert summary["mean"]["accuracy"] == pytest.approx(np.mean([fold["accuracy"] for fold in each]))
     assert summary["deviation"]["loss"] == pytest.approx(np.std([fold["loss"] for fold in each], ddof=1))
     (here / "k" / "fold-1" / "result.json").unlink()
