@@ -257,7 +257,7 @@ def _program_written_out(config: Experiment, step_flops: int, primitives: set[st
     chunk = train.chunk or step.choose_chunk(step_flops, backend)
     changes: dict[str, Any] = {"loop": loop, "chunk": chunk}
     if train.seeds > 1 and train.members == "auto":
-        changes["members"] = step.choose_members(loop, train.seeds * state_bytes, step_flops)
+        changes["members"] = step.choose_members(loop, train.seeds * state_bytes)
     return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
 
 

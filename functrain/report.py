@@ -11,6 +11,7 @@ from rich.table import Table
 
 from functrain import config as configs
 from functrain import tree
+from functrain.autodiff import AnyEstimator
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.experiment import Built, compile, overfit
@@ -20,7 +21,7 @@ from functrain.models import AnyModel
 from functrain.observe import figures
 from functrain.observe.console import fact_table, human
 from functrain.observe.events import history
-from functrain.optim import AnyOptimizer, AnySchedule
+from functrain.optim import AnyAverage, AnyOptimizer, AnySchedule
 from functrain.precision import AnyPrecision
 from functrain.runs import read_config, show_before
 from functrain.tasks import AnyTask
@@ -32,6 +33,8 @@ TABLES = {
     "data": AnyData,
     "optimizer": AnyOptimizer,
     "optimizer.schedule": AnySchedule,
+    "average": AnyAverage,
+    "estimator": AnyEstimator,
     "precision": AnyPrecision,
 }
 """Section -> the union of what its `kind` may be."""

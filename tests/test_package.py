@@ -155,7 +155,20 @@ def test_version_list_and_inspect(capsys, monkeypatch, quick):
     assert functrain.__version__ in capsys.readouterr().out
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    for word in ("[model] kind", "mlp", "classification", "digits", "adamw", "cosine", "bfloat16", "he_normal"):
+    for word in (
+        "[model] kind",
+        "mlp",
+        "classification",
+        "digits",
+        "adamw",
+        "cosine",
+        "bfloat16",
+        "he_normal",
+        "ema",
+        "sam",
+        "gpt",
+        "csv",
+    ):
         assert word in shown
     assert main(["inspect", "configs/digits_mlp.toml", "--overfit", "model.dropout=0.0", "task.label_smoothing=0"]) == 0
     shown = capsys.readouterr().out

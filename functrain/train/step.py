@@ -69,7 +69,7 @@ def choose_loop(primitives: set[str], backend: str) -> str:
     return "step" if backend == "cpu" and "conv_general_dilated" in primitives else "loop"
 
 
-def choose_members(loop: str, state_bytes: int, flops: int) -> str:
+def choose_members(loop: str, state_bytes: int) -> str:
     """How several seeds go: "together" under vmap, or "in_turn".
 
     In turn where a dispatch is one step (convolutions on a CPU: under vmap they become grouped ones, which are slow
