@@ -80,14 +80,16 @@ def test_members_are_the_runs_of_their_seeds(here, capsys):
 
 @pytest.mark.parametrize("way", ["in_turn", "together"])
 def test_members_resume_and_load(here, way, capsys):
-    """Stopped at step 20 and resumed, the run ends bit for bit as uninterrupted; each member loads by its number."""
+    """Stopped and resumed, or step by step, the run ends bit for bit alike; each member loads by its number."""
     common = ["train.seeds=2", f"train.members={way}", "optimizer.schedule.kind=constant"]
     assert main(["train", "c.toml", *common, "--out", "whole"]) == 0
     assert main(["train", "c.toml", *common, "train.steps=20", "--out", "half"]) == 0
     assert main(["train", "--resume", "half", "train.steps=30"]) == 0
-    whole, half = arrays(here / "whole"), arrays(here / "half")
-    assert whole.keys() == half.keys()
-    assert all(whole[path].tobytes() == half[path].tobytes() for path in whole)
+    assert main(["train", "c.toml", *common, "train.chunk=1", "--out", "single"]) == 0
+    whole = arrays(here / "whole")
+    for other in (arrays(here / "half"), arrays(here / "single")):
+        assert whole.keys() == other.keys()
+        assert all(whole[path].tobytes() == other[path].tobytes() for path in whole)
     models = [trained.load(here / "whole", member=i) for i in range(2)]
     x = np.zeros((3, 8, 8), np.float32)
     assert models[0](x).shape == (3, 10)
