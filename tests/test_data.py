@@ -909,3 +909,15 @@ def test_predictions_of_a_table_by_its_columns(tmp_path, monkeypatch, capsys):
     (tmp_path / "new.csv").write_text("size,colour\nmany,blue\n")
     assert main(["predict", "r", "new.csv"]) == 2
     assert "line 2: column 'size': found 'many'; expected a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_scale_comes_before_normalisation(tmp_path, scale):
+    """Normalised numbers of an .npz file have mean 0 and deviation 1, whatever they were multiplied by."""
+    x = np.random.default_rng(0).integers(0, 256, (200, 3)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(200) % 2)
+    source = Npz(path=str(tmp_path / "a.npz"), scale=scale, normalise="standard")
+    dataset = source.load()
+    prepared = dataclasses.replace(source, **dataset.found).prepare({"x": dataset.train["x"]})["x"]
+    np.testing.assert_allclose(prepared.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared.std(0), 1, atol=1e-5)

@@ -472,8 +472,15 @@ def test_mistakes_with_optax(name):
 
 @pytest.mark.parametrize("name", ["adan", "yogi", "fromage", "contrib.prodigy", "contrib.dog", "contrib.galore"])
 def test_others_of_optax_pass_the_check(name):
-    """They can be traced with a live rate, and keep the shapes of their state."""
-    Optax(name=name).check(start())
+    """They can be traced with a live rate, keep the shapes of their state, and move the parameters."""
+    optimizer, params = Optax(name=name, peak_lr=0.1), start()
+    optimizer.check(params)
+    chain = optimizer.build()
+    before = chain.init(params)
+    updates, after = chain.update(params, before, params, value=jnp.float32(1.0))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
+    assert all(jnp.isfinite(u).all() for u in jax.tree.leaves(updates))
+    assert any((u != 0).any() for u in jax.tree.leaves(updates))
 
 
 # -- schedules ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ resumed run uses what the first one found.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -24,15 +25,15 @@ from functrain.data.feed import Memory, Windows
 
 
 @configclass
-class Source:
+class Source(ABC):
     """The settings of every source."""
 
     batch_size: Size = 32
     """Examples in a step, over all devices."""
 
+    @abstractmethod
     def load(self) -> Dataset:
         """The examples."""
-        raise NotImplementedError
 
     def prepare(self, batch: dict) -> dict:
         """The batch as it is."""

@@ -36,6 +36,17 @@ def _files(folder: str, lines: str) -> tuple[File, ...]:
     return tuple(File(folder + name, int(size), digest) for size, digest, name in rows)
 
 
+def _like_mnist(folder: str) -> dict[str, str]:
+    """The settings of a set whose files are called as MNIST's."""
+    return {
+        "kind": "idx",
+        "images": f"{folder}/train-images-idx3-ubyte.gz",
+        "labels": f"{folder}/train-labels-idx1-ubyte.gz",
+        "test_images": f"{folder}/t10k-images-idx3-ubyte.gz",
+        "test_labels": f"{folder}/t10k-labels-idx1-ubyte.gz",
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class KnownSet:
     """A data set.
@@ -83,13 +94,7 @@ KNOWN: Mapping[str, KnownSet] = {
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
         ),
-        settings={
-            "kind": "idx",
-            "images": "mnist/train-images-idx3-ubyte.gz",
-            "labels": "mnist/train-labels-idx1-ubyte.gz",
-            "test_images": "mnist/t10k-images-idx3-ubyte.gz",
-            "test_labels": "mnist/t10k-labels-idx1-ubyte.gz",
-        },
+        settings=_like_mnist("mnist"),
     ),
     "fashion_mnist": KnownSet(
         what="articles of clothing, 28 x 28: 60,000 and 10,000 for the test",
@@ -107,13 +112,7 @@ KNOWN: Mapping[str, KnownSet] = {
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         ),
-        settings={
-            "kind": "idx",
-            "images": "fashion_mnist/train-images-idx3-ubyte.gz",
-            "labels": "fashion_mnist/train-labels-idx1-ubyte.gz",
-            "test_images": "fashion_mnist/t10k-images-idx3-ubyte.gz",
-            "test_labels": "fashion_mnist/t10k-labels-idx1-ubyte.gz",
-        },
+        settings=_like_mnist("fashion_mnist"),
     ),
     "kmnist": KnownSet(
         what="cursive Japanese characters, 28 x 28: 60,000 and 10,000 for the test",
@@ -128,13 +127,7 @@ KNOWN: Mapping[str, KnownSet] = {
             """,
         ),
         mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-        settings={
-            "kind": "idx",
-            "images": "kmnist/train-images-idx3-ubyte.gz",
-            "labels": "kmnist/train-labels-idx1-ubyte.gz",
-            "test_images": "kmnist/t10k-images-idx3-ubyte.gz",
-            "test_labels": "kmnist/t10k-labels-idx1-ubyte.gz",
-        },
+        settings=_like_mnist("kmnist"),
     ),
     "cifar10": KnownSet(
         what="photographs of 10 kinds of things, 32 x 32 in colour: 50,000 and 10,000 for the test",

@@ -45,7 +45,7 @@ class Npz(Split, Normalised):
     classes: Count = 0
     """How many classes integer labels have; 0 takes the largest training label."""
     scale: Positive = 1.0
-    """What x is multiplied by, on the device; 0.00392156862745098 (1/255) for bytes."""
+    """What x is multiplied by, on the device, before it is normalised; 0.00392156862745098 (1/255) for bytes."""
 
     def load(self) -> Dataset:
         """The file's arrays; pickled objects are refused."""
@@ -62,12 +62,12 @@ class Npz(Split, Normalised):
         name = f"data.path: {path}"
         whole = dataset(name, {"train": splits["train"]}, self.classes)  # checked before rows change their index
         parts = self.split(whole.train, {s: splits[s] for s in ("validation", "test")})
-        return self.measured(dataset(name, parts, self.classes or whole.classes))
+        return self.measured(dataset(name, parts, self.classes or whole.classes), 1 / self.scale)
 
     def prepare(self, batch: dict) -> dict:
-        """x normalised, then times `scale`."""
-        batch = super().prepare(batch)
-        return batch if self.scale == 1.0 else batch | {"x": batch["x"].astype(jnp.float32) * self.scale}
+        """x times `scale`, then normalised."""
+        scaled = batch if self.scale == 1.0 else batch | {"x": batch["x"].astype(jnp.float32) * self.scale}
+        return super().prepare(scaled)
 
 
 @configclass

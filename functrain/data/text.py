@@ -2,6 +2,7 @@
 
 import hashlib
 import sysconfig
+from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
@@ -36,9 +37,9 @@ class Corpus(Source):
     digest: str = ""
     """SHA-256 of the text; taken from it. A resumed run refuses another text."""
 
+    @abstractmethod
     def read(self) -> tuple[str, str]:
         """(the text, what messages call it)."""
-        raise NotImplementedError
 
     def load(self) -> Dataset:
         """`tokens` [n] of each split: the text cut in three, in its order."""

@@ -7,6 +7,7 @@ run goes on with that id, and what a killed run had sent past its checkpoint is 
 import importlib
 import json
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def library(name: str) -> Any:
         raise ConfigError(f"observe.{name}: not installed here; pip install 'functrain[{name}]'") from None
 
 
-class Tracker:
+class Tracker(ABC):
     """A sink that sends to a tracker. A subclass gives
 
     _start(id) -> id       begin a run there, or go on with the one of this id; the config is sent with a new one
@@ -79,7 +80,7 @@ class Tracker:
         self._attempt(lambda: self._summarize({name: float(value) for name, value in results.items()}))
         self._complete = True
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - nothing to do is right for most
         """Nothing is held back."""
 
     def close(self) -> None:
@@ -110,17 +111,17 @@ class Tracker:
 
     # -- of each tracker --------------------------------------------------------------------------
 
-    def _start(self, known: str | None) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self, known: str | None) -> str: ...
 
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def _summarize(self, results: dict[str, float]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _summarize(self, results: dict[str, float]) -> None: ...
 
-    def _finish(self, complete: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _finish(self, complete: bool) -> None: ...
 
 
 def _read(path: Path) -> dict[str, Any]:

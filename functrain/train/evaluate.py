@@ -45,10 +45,13 @@ def make_evaluate(
 
     add = jax.jit(add, donate_argnums=0)  # from zero on, so that one program serves every batch
 
+    def zero(train_state, arrays):
+        return tree.zeros_like(jax.eval_shape(batch_metrics, train_state, arrays, np.int32(0)))
+
+    zero = jax.jit(zero, out_shardings=sharding)  # traced at the first evaluation alone
+
     def evaluate(train_state):
-        shapes = jax.eval_shape(batch_metrics, train_state, feed.arrays, np.int32(0))
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        metrics = jax.device_put(zeros, sharding)
+        metrics = zero(train_state, feed.arrays)
         for i in range(len(feed)):
             metrics = add(metrics, train_state, feed.arrays, jax.device_put(np.int32(i), sharding))
         return metrics
