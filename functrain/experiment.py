@@ -157,7 +157,7 @@ def build(config: Experiment) -> Built:
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
     step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
-    config = _program_written_out(config, step_flops, primitives, tree.nbytes(_arrays_only(train_state)))
+    config = _program_written_out(config, step_flops, primitives, tree.nbytes(train_state))
     monitor = _monitor(config, task, feeds, train_state)
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
 
@@ -245,11 +245,6 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
     return config, batch_size
 
 
-def _arrays_only(shapes: Any) -> list[Any]:
-    """The leaves that have a size in bytes: all but random keys."""
-    return [x for x in jax.tree.leaves(shapes) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-
-
 def _program_written_out(config: Experiment, step_flops: int, primitives: set[str], state_bytes: int) -> Experiment:
     """How the steps are dispatched: by rules on the program (see functrain.train.step)."""
     train, backend = config.train, jax.default_backend()
@@ -316,10 +311,14 @@ class Compiled:
     seconds: float
 
 
-def first_state(built: Built, seed: int | None = None) -> Any:
-    """The state of one member before its first step, on every device: one program."""
-    key = jax.random.key(built.config.train.seed if seed is None else seed)
-    return jax.jit(functools.partial(state.init, built.task), out_shardings=built.replicated)(key)
+def first_state(built: Built) -> Any:
+    """The state of the first member before its first step, on every device: one program."""
+    return _init(built)(jax.random.key(built.config.train.seed))
+
+
+def _init(built: Built, over: Callable[[Any], Any] = lambda f: f) -> Callable[[Any], Any]:
+    """key -> train state, compiled."""
+    return jax.jit(over(functools.partial(state.init, built.task)), out_shardings=built.replicated)
 
 
 def first_states(built: Built) -> Any:
@@ -329,9 +328,8 @@ def first_states(built: Built) -> Any:
     if train.seeds == 1:
         return first_state(built)
     if train.members == "in_turn":
-        return tuple(first_state(built, seed) for seed in seeds)
-    stacked = jax.vmap(functools.partial(state.init, built.task))
-    return jax.jit(stacked, out_shardings=built.replicated)(jax.vmap(jax.random.key)(np.array(seeds)))
+        return tuple(map(_init(built), map(jax.random.key, seeds)))
+    return _init(built, jax.vmap)(jax.vmap(jax.random.key)(np.array(seeds)))
 
 
 def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compiled:

@@ -332,7 +332,7 @@ def show_before(console: Console, built: Built) -> None:
     facts = {
         "device": f"{built.mesh.size} x {devices[0].device_kind} ({devices[0].platform}), jax {jax.__version__}",
         "step": f"{human(built.flops, 'FLOP')} in matrix products, {settings.precision.kind}",
-        "memory": f"state {human(_nbytes(train_state), 'B')}",
+        "memory": f"state {human(tree.nbytes(train_state), 'B')}",
         "steps": f"{settings.train.steps}, {settings.train.chunk} a dispatch",
     }
     if built.dataset is not None:
@@ -341,10 +341,6 @@ def show_before(console: Console, built: Built) -> None:
         facts["data"] = f"{counts}; {built.batch_size} a step"
         facts["memory"] += f", examples {human(sum(tree.nbytes(a) for a in splits.values() if a), 'B')}"
     console.print(fact_table(facts))
-
-
-def _nbytes(shapes) -> int:
-    return tree.nbytes([x for x in jax.tree.leaves(shapes) if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)])
 
 
 def _show_after(console: Console, result: dict[str, Any], out: Path) -> None:

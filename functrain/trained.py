@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -19,8 +20,9 @@ from functrain.metrics import read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
 from functrain.train import state
-from functrain.train.checkpoint import Directory, from_arrays
+from functrain.train.checkpoint import Arrays, Directory, from_arrays
 from functrain.train.evaluate import make_evaluate
+from functrain.train.loop import Train
 from functrain.train.members import summary
 
 
@@ -73,7 +75,14 @@ def load(out: str | Path, step: int | None = None, member: int = 0) -> Trained:
     Raises:
       ConfigError: no run, no sound checkpoint, no such step, or a task that is not one model with one loss.
     """
-    out = Path(out)
+    members = _members(Path(out), step)
+    if not 0 <= member < len(members):
+        raise ConfigError(f"{out}: member {member}; the run has {len(members)}, counted from 0")
+    return members[member]
+
+
+def _members(out: Path, step: int | None) -> list[Trained]:
+    """Every member of a run, from one checkpoint, which is read once."""
     settings = read_config(out)
     _, task = assemble(settings, None)
     monitor = settings.evaluate.monitor or "loss"
@@ -88,22 +97,23 @@ def load(out: str | Path, step: int | None = None, member: int = 0) -> Trained:
         raise ConfigError(f"{out}: no sound checkpoint")
     at, arrays = found
     like = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
-    if not 0 <= member < settings.train.seeds:
-        raise ConfigError(f"{out}: member {member}; the run has {settings.train.seeds}, counted from 0")
-    several = settings.train.seeds > 1
-    prefix = f"state/{member}/" if several and settings.train.members == "in_turn" else "state/"
-    arrays = {path.removeprefix(prefix): a for path, a in arrays.items() if path.startswith(prefix)}
-    if several and settings.train.members == "together":
-        arrays = {path: a[member] for path, a in arrays.items()}
     try:
-        train_state = from_arrays(arrays, like)
+        states = [from_arrays(_of_member(arrays, settings.train, i), like) for i in range(settings.train.seeds)]
     except ValueError as error:
         raise ConfigError(f"{out}: {error}") from None
     if not hasattr(task, "outputs_of"):
         raise ConfigError(f"{out}: a task of kind {settings.task.kind!r} is no single function to load")
     prepare = settings.data.prepare if settings.data else lambda batch: batch
     outputs = jax.jit(lambda ts, x: task.outputs_of(ts, prepare({"x": x})["x"]))
-    return Trained(settings, task, at, train_state, lambda x: outputs(train_state, x))
+    return [Trained(settings, task, at, one, functools.partial(outputs, one)) for one in states]
+
+
+def _of_member(arrays: Arrays, train: Train, member: int) -> Arrays:
+    """The arrays of one member's train state in a checkpoint."""
+    in_turn = train.seeds > 1 and train.members == "in_turn"
+    prefix = f"state/{member}/" if in_turn else "state/"
+    own = {path.removeprefix(prefix): a for path, a in arrays.items() if path.startswith(prefix)}
+    return {path: a[member] for path, a in own.items()} if train.seeds > 1 and not in_turn else own
 
 
 def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[str, Any]:
@@ -112,8 +122,7 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     Raises:
       ConfigError: no run, or its data has no such split.
     """
-    several = range(read_config(out).train.seeds)
-    trained = [load(out, step, member) for member in several]
+    trained = _members(out, step)
     built = build(trained[0].config)
     if split not in built.feeds:
         raise ConfigError(f"--split: found {split!r}; the run has: {', '.join(built.feeds)}")

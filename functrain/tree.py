@@ -58,8 +58,9 @@ def size(tree: Any) -> int:
 
 
 def nbytes(tree: Any) -> int:
-    """How many bytes a tree holds (keys of random numbers counted by their data)."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """How many bytes a tree holds; keys of random numbers, a few bytes each, are left out."""
+    arrays = (x for x in jax.tree.leaves(tree) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    return sum(x.size * x.dtype.itemsize for x in arrays)
 
 
 def norm(tree: Any) -> jax.Array:
