@@ -5,6 +5,7 @@ from functrain.metrics.accumulators import (
     Mean,
     Perplexity,
     RootMean,
+    Total,
     is_metric,
     mean_of,
     prefix,
@@ -14,23 +15,34 @@ from functrain.metrics.accumulators import (
 )
 from functrain.metrics.calibration import Calibration, calibration_of
 from functrain.metrics.classes import Confusion, confusion_of, top_k
+from functrain.metrics.detection import Detections
 from functrain.metrics.moments import Moments, moments_of
+from functrain.metrics.overlap import Overlap, overlap_of
+from functrain.metrics.rows import Rows, join
 from functrain.metrics.scores import Scores, scores_of
+from functrain.metrics.verification import Verification
 
 __all__ = [
     "Accumulator",
     "Calibration",
     "Confusion",
+    "Detections",
     "Mean",
     "Moments",
+    "Overlap",
     "Perplexity",
     "RootMean",
+    "Rows",
     "Scores",
+    "Total",
+    "Verification",
     "calibration_of",
     "confusion_of",
     "is_metric",
+    "join",
     "mean_of",
     "moments_of",
+    "overlap_of",
     "prefix",
     "read",
     "scalar_names",

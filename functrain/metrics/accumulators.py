@@ -85,6 +85,22 @@ class RootMean(Mean):
         return np.sqrt(divided(self.total, self.count, np.float64))
 
 
+@struct.dataclass
+class Total(Accumulator):
+    """The sum of several means with counts of their own: a loss of several parts, as one number.
+
+    >>> float(Total((Mean(6.0, 3.0), Mean(1.0, 2.0))).value)
+    2.5
+    """
+
+    means: Any
+
+    @property
+    def value(self) -> np.ndarray:
+        """The sum of their values."""
+        return np.sum([mean.value for mean in self.means], 0)
+
+
 def mean_of(values: jax.Array, mask: jax.Array | None = None) -> Mean:
     """The mean of an array over every element, or over those its mask (or weights) counts.
 

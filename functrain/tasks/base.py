@@ -10,10 +10,13 @@ A task is a machine over the train state (see `functrain.train.state`):
 Most tasks are one model, one learner and one loss: `OneLoss`. A GAN calls two learners in its `update`, alternating
 least squares none; the loop cannot tell them apart. Metrics are accumulators, by name.
 
-The config of a task has two methods more, by which an experiment puts it together:
+The config of a task has two methods more, by which an experiment puts it together, and may have three others:
 
     outputs(dataset)           -> how many outputs its model needs, or None where the task owns its models
     assemble(model, learner)   -> the task; `learner(name)` gives the learner that the config wants for a player
+    places(dataset)            -> at how many places of an example the model has outputs, where that is not one
+    sized(dataset)             -> the config with what the data says (how many classes), where the task keeps that
+    draw(outputs, batch, folder, names) -> paths of pictures of what the trained model makes of some examples
 """
 
 import dataclasses
@@ -22,6 +25,7 @@ from typing import Any
 import jax
 
 from functrain import tree
+from functrain.metrics import Total
 
 
 class OneLoss:
@@ -78,7 +82,9 @@ class OneLoss:
 
         weights = self.learner.weights(train_state.players["model"])
         means, _, metrics = self.learner.precision(loss)(weights, train_state.state, batch, key=key)
-        return metrics | (means if isinstance(means, dict) else {"loss": means})
+        if not isinstance(means, dict):
+            return metrics | {"loss": means}
+        return metrics | means | {"loss": Total(tuple(means.values()))}
 
     def outputs_of(self, train_state: Any, x: Any) -> Any:
         """The trained model's outputs for inputs x [n, ...], in at least float32."""

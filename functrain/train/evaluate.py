@@ -9,6 +9,7 @@ import numpy as np
 from functrain import tree
 from functrain.config import Count, Size, configclass
 from functrain.data.feed import InOrder, as_is
+from functrain.metrics import Rows, join
 from functrain.train import hyper as live
 
 
@@ -31,29 +32,33 @@ class Evaluate:
 def make_evaluate(
     task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None
 ) -> Callable[[Any], dict[str, Any]]:
-    """`evaluate(train_state) -> metrics` (accumulators on the device) over every batch of a feed.
+    """`evaluate(train_state) -> metrics` over every batch of a feed: sums on the device, rows joined on the host.
 
     place, sharding: cuts a batch over devices, and where what the host sends lies.
     """
 
     def batch_metrics(train_state, arrays, i):
         key = jax.random.fold_in(train_state.key, i)
-        return live.bind(task, train_state.hyper).evaluate(train_state, place(feed.batch(arrays, i)), key=key)
+        metrics = live.bind(task, train_state.hyper).evaluate(train_state, place(feed.batch(arrays, i)), key=key)
+        rows = {name: metric for name, metric in metrics.items() if isinstance(metric, Rows)}
+        return {name: metric for name, metric in metrics.items() if name not in rows}, rows
 
-    def add(metrics, train_state, arrays, i):
-        return tree.add(metrics, batch_metrics(train_state, arrays, i))
+    def add(sums, train_state, arrays, i):
+        new, rows = batch_metrics(train_state, arrays, i)
+        return tree.add(sums, new), rows
 
     add = jax.jit(add, donate_argnums=0)  # from zero on, so that one program serves every batch
 
     def zero(train_state, arrays):
-        return tree.zeros_like(jax.eval_shape(batch_metrics, train_state, arrays, np.int32(0)))
+        return tree.zeros_like(jax.eval_shape(batch_metrics, train_state, arrays, np.int32(0))[0])
 
     zero = jax.jit(zero, out_shardings=sharding)  # traced at the first evaluation alone
 
     def evaluate(train_state):
-        metrics = zero(train_state, feed.arrays)
+        sums, rows = zero(train_state, feed.arrays), []
         for i in range(len(feed)):
-            metrics = add(metrics, train_state, feed.arrays, jax.device_put(np.int32(i), sharding))
-        return metrics
+            sums, new = add(sums, train_state, feed.arrays, jax.device_put(np.int32(i), sharding))
+            rows.append(new)
+        return sums | {name: join([batch[name] for batch in rows]) for name in rows[0]}
 
     return evaluate

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from functrain import tree
-from functrain.metrics import read, scalars
+from functrain.metrics import Rows, join, read, scalars
 from functrain.train.program import Program
 
 
@@ -107,5 +107,11 @@ def summary(metrics: Sequence[Any]) -> dict[str, float]:
 
 
 def pooled(metrics: Any) -> Any:
-    """The metrics of all members added up, for pictures; of one member, its own."""
-    return functools.reduce(tree.add, metrics) if isinstance(metrics, list) else metrics
+    """The metrics of all members taken together, for pictures; of one member, its own."""
+    if not isinstance(metrics, list):
+        return metrics
+
+    def both(a, b):
+        return join([a, b]) if isinstance(a, Rows) else tree.add(a, b)
+
+    return {name: functools.reduce(both, [member[name] for member in metrics]) for name in metrics[0]}
