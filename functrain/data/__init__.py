@@ -3,24 +3,45 @@
 from functrain.config import kinds
 from functrain.data.adapt import from_iterable, from_splits
 from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, split_at_random
-from functrain.data.feed import InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
+from functrain.data.detection import Coco, Voc
+from functrain.data.feed import Augmented, InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
 from functrain.data.idx import Idx
 from functrain.data.images import ImageFolder
 from functrain.data.mixture import Mixture
 from functrain.data.named import Known
 from functrain.data.order import order, shuffled
+from functrain.data.packed import PackedImages
 from functrain.data.random import Random
+from functrain.data.scenes import MnistScenes
 from functrain.data.sources import Arrays, CustomData, Digits, Npz
 from functrain.data.table import Csv
 from functrain.data.text import PythonSource, TextFile
 
-AnyData = kinds(Digits, Known, Idx, Csv, TextFile, PythonSource, ImageFolder, Npz, Mixture, Random, CustomData)
+AnyData = kinds(
+    Digits,
+    Known,
+    Idx,
+    Csv,
+    TextFile,
+    PythonSource,
+    ImageFolder,
+    PackedImages,
+    MnistScenes,
+    Voc,
+    Coco,
+    Npz,
+    Mixture,
+    Random,
+    CustomData,
+)
 """[data]: every source a config can name."""
 
 __all__ = [
     "SPLITS",
     "AnyData",
     "Arrays",
+    "Augmented",
+    "Coco",
     "Csv",
     "CustomData",
     "Dataset",
@@ -32,11 +53,14 @@ __all__ = [
     "Memory",
     "Mixed",
     "Mixture",
+    "MnistScenes",
     "Npz",
+    "PackedImages",
     "PythonSource",
     "Random",
     "Stream",
     "TextFile",
+    "Voc",
     "Whole",
     "Windows",
     "blocks",

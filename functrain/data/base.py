@@ -3,7 +3,8 @@
 A source has two methods, and a third where its files have a format of their own:
 
     load()            -> Dataset      arrays on the host, split into train, validation and test
-    prepare(batch)    -> batch        pure and traced: what is done to every batch on the device (scaling)
+    prepare(batch)    -> batch        pure and traced: what is done to every batch on the device: `scaled` (into the
+                                      units of the data, such as pixels from 0 to 1), then `normalised`
     read_inputs(path) -> x or None    inputs for a trained model, such as the rows of a table
 
 What `load` learns from the training part (a mean, a vocabulary) it returns in `Dataset.found`, by the name of the
@@ -35,9 +36,17 @@ class Source(ABC):
     def load(self) -> Dataset:
         """The examples."""
 
-    def prepare(self, batch: dict) -> dict:
-        """The batch as it is."""
+    def scaled(self, batch: dict) -> dict:
+        """The batch in the units of the data, which augmentation works in; here as it is."""
         return batch
+
+    def normalised(self, batch: dict) -> dict:
+        """A scaled batch as the model sees it; here as it is."""
+        return batch
+
+    def prepare(self, batch: dict) -> dict:
+        """What is done to every batch: `scaled`, then `normalised`."""
+        return self.normalised(self.scaled(batch))
 
     def read_inputs(self, path: str) -> np.ndarray | None:
         """Inputs for a trained model from a file of the source's own format; None where it has none, or not this."""
@@ -64,6 +73,8 @@ class Split(Source):
     """For k-fold cross-validation: k, and `fold` says which of the k parts is the test; 0 is off."""
     fold: Count = 0
     """Which of the folds is the test, from 0."""
+    held_out: tuple[Count, ...] = ()
+    """Classes that the test alone has, and it no others: what is learned from the rest is tried on unseen ones."""
 
     def __post_init__(self):
         if self.folds == 1:
@@ -75,7 +86,8 @@ class Split(Source):
         """The arrays as splits: `given` ones as they are, the others taken at random from `arrays`.
 
         Raises:
-          ConfigError: folds and test examples are both given, or there are fewer examples than folds.
+          ConfigError: folds and test examples are both given, there are fewer examples than folds, or a class to
+            hold out does not occur.
         """
         given = {name: part for name, part in (given or {}).items() if part}
         if self.folds and "test" in given:
@@ -85,7 +97,21 @@ class Split(Source):
             parts = fold_at_random(arrays, self.folds, self.fold, validation=share["validation"], seed=self.split_seed)
         else:
             parts = split_at_random(arrays, **share, seed=self.split_seed)
-        return parts | given
+        return self._held_out(parts | given) if self.held_out else parts | given
+
+    def _held_out(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """The classes of `held_out` in the test alone, the others in the other splits alone."""
+        where, kept = f"data.held_out: found {list(self.held_out)}", {}
+        for split, part in parts.items():
+            y = part.get("y") if part else np.zeros(0, int)
+            if y is None or y.ndim != 1 or y.dtype.kind not in "iu":
+                raise ConfigError(f"{where}; needs examples with integer labels y [n]")
+            if split == "test" and (missing := [c for c in self.held_out if c not in y]):
+                there = ", ".join(map(str, np.unique(y).tolist())) or "none"
+                raise ConfigError(f"{where}; no test example is of class {missing[0]}; there are: {there[:160]}")
+            of = np.isin(y, self.held_out) == (split == "test")
+            kept[split] = {name: a[of] for name, a in part.items()} if of.any() else {}
+        return kept
 
 
 @configclass
@@ -117,7 +143,7 @@ class Normalised(Source):
         found = {"centre": tuple(map(float, centre / unit)), "spread": tuple(map(float, spread / unit))}
         return dataclasses.replace(dataset, found={**dataset.found, **found})
 
-    def prepare(self, batch: dict) -> dict:
+    def normalised(self, batch: dict) -> dict:
         """x less its centre, over its spread."""
         if not self.spread:
             return batch

@@ -34,9 +34,9 @@ class CifarBinary(Split, Normalised):
         whole = dataset("data", {"train": train, "test": test}, self.classes)
         return self.measured(dataset("data", self.split(whole.train, {"test": whole.test}), self.classes), 255.0)
 
-    def prepare(self, batch: dict) -> dict:
-        """Pixels to 0..1, then normalised."""
-        return super().prepare(batch | {"x": batch["x"].astype(jnp.float32) / 255})
+    def scaled(self, batch: dict) -> dict:
+        """Pixels to 0..1."""
+        return batch | {"x": batch["x"].astype(jnp.float32) / 255}
 
     def _read(self, key: str) -> dict[str, np.ndarray]:
         parts = [read_records(f"data.{key}: {p}", find(f"data.{key}", p), self.labels) for p in getattr(self, key)]

@@ -8,8 +8,10 @@ Mixed     several sources on the device: so many of each in every batch
 Windows   blocks out of one long sequence on the device
 Stream    rows read on the host for one chunk at a time; the same order
 Whole     the same batch at each step: full-batch methods, and {} for an environment
+Augmented another feed's batches, changed at random, otherwise at each step
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,6 +175,35 @@ class Whole:
     def batch(self, window: Any, step: Any) -> Any:
         """The batch, prepared."""
         return self.prepare(window)
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Another feed's batches, changed at random on the device: a function of the seed and the step, like the order.
+
+    feed: gives batches as the source scales them.
+    augments: what changes them, in this order, each `apply(batch, *, key) -> batch`.
+    then: what is done last, the source's normalisation.
+    """
+
+    feed: Any
+    augments: tuple[Any, ...]
+    then: Callable[[Any], Any] = as_is
+    seed: int = 0
+
+    def window(self, step: int, count: int) -> Any:
+        """The feed's own."""
+        return self.feed.window(step, count)
+
+    def batch(self, window: Any, step: Any) -> Any:
+        """The feed's batch of one step, augmented."""
+        feed = dataclasses.replace(self.feed, seed=self.seed)  # which may be traced, one of several
+        batch = feed.batch(window, step)
+        # Not 0 and 1: with those, the train state's own keys are folded from that of the seed.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 2), step)
+        for i, augment in enumerate(self.augments):
+            batch = augment.apply(batch, key=jax.random.fold_in(key, i))
+        return self.then(batch)
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,10 @@ class Idx(Split, Normalised):
         split = dataset(name, parts, whole.classes)
         return self.measured(dataclasses.replace(split, found={"divide_by": divide_by}), divide_by)
 
-    def prepare(self, batch: dict) -> dict:
-        """x over `divide_by`, then normalised."""
+    def scaled(self, batch: dict) -> dict:
+        """x over `divide_by`."""
         divide_by = self.divide_by or (255.0 if batch["x"].dtype == jnp.uint8 else 1.0)
-        return super().prepare(batch | {"x": batch["x"].astype(jnp.float32) / divide_by})
+        return batch | {"x": batch["x"].astype(jnp.float32) / divide_by}
 
     def read_inputs(self, path: str) -> np.ndarray | None:
         """The array of an IDX file, by its beginning."""

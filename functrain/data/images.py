@@ -45,41 +45,61 @@ class ImageFolder(Split, Normalised):
         made = dataset(f"data.path: {root}", parts, len(names))
         return self.measured(dataclasses.replace(made, found={"class_names": names}), 255.0)
 
-    def prepare(self, batch: dict) -> dict:
-        """Bytes to 0..1, then normalised."""
-        return super().prepare(batch | {"x": batch["x"].astype(jnp.float32) / 255})
+    def scaled(self, batch: dict) -> dict:
+        """Bytes to 0..1."""
+        return batch | {"x": batch["x"].astype(jnp.float32) / 255}
 
     def read_inputs(self, path: str) -> np.ndarray | None:
         """x [n, height, width, channels] uint8 of an image, or of all those in a folder, sorted by name."""
         if os.path.isdir(path):
-            return np.stack([self._read(file) for file in _images(Path(path))])
+            return np.stack([self._read(file) for file in images_in(Path(path))])
         return self._read(Path(path))[None] if path.lower().endswith(SUFFIXES) else None
 
     def _read_split(self, folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         found = _inside(folder, folders=True)
         if unknown := [name for name in found if name not in names]:
             raise ConfigError(f"data.path: {folder / unknown[0]}: no such class; there are: {', '.join(names)[:160]}")
-        files = [(file, names.index(name)) for name in found for file in _images(folder / name)]
+        files = [(file, names.index(name)) for name in found for file in images_in(folder / name)]
         x = np.stack([self._read(file) for file, _ in files])
         return {"x": x, "y": np.array([label for _, label in files], np.int32)}
 
     def _read(self, path: Path) -> np.ndarray:
-        image, ops = _pillow()
-        height, width = self.size
-        try:
-            with image.open(path) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise ValueError(f"numbers of mode {opened.mode}; expected 8 bits for each channel")
-                picture = ops.exif_transpose(opened).convert("L" if self.channels == 1 else "RGB")
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
-        except Exception as error:  # Pillow's decoders raise errors of many kinds
-            raise ConfigError(f"{path}: cannot be read as an image: {' '.join(str(error).split())}") from None
-        if self.crop:
+        return read_image(str(path), path, self.channels, self.size, self.crop)[0]
+
+
+def read_image(
+    name: str, file: Any, channels: int, size: tuple[int, int] | None = None, crop: bool = False
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image [height, width, channels] of bytes, and the width and height that its file had.
+
+    Args:
+      name: what messages call it.
+      file: its path, or an open file.
+      channels: 1 is grey, 3 is red, green and blue.
+      size: height and width to which it is resized; None keeps its own.
+      crop: cut it to the shape of `size` first, around its centre; else it is stretched.
+
+    Raises:
+      ConfigError: there is no such file, it is no image of 8 bits, or Pillow is not installed.
+    """
+    image, ops = _pillow()
+    try:
+        with image.open(file) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"numbers of mode {opened.mode}; expected 8 bits for each channel")
+            picture = ops.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        raise ConfigError(f"{name}: cannot be read as an image: {' '.join(str(error).split())}") from None
+    had = picture.size
+    if size is not None:
+        height, width = size
+        if crop:
             picture = picture.crop(_centre(picture.width, picture.height, width / height))
         if picture.size != (width, height):
             picture = picture.resize((width, height), image.Resampling.BILINEAR)  # a mean over what becomes one pixel
-        return np.asarray(picture, np.uint8).reshape(height, width, self.channels)
+    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels), had
 
 
 def _centre(width: int, height: int, shape: float) -> tuple[int, int, int, int]:
@@ -95,7 +115,12 @@ def _inside(folder: Path, folders: bool) -> list[str]:
         return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir() == folders)
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder, sorted by name.
+
+    Raises:
+      ConfigError: it holds none.
+    """
     files = [folder / name for name in _inside(folder, folders=False) if name.lower().endswith(SUFFIXES)]
     if not files:
         raise ConfigError(f"data.path: {folder}: holds no images ({', '.join(SUFFIXES)})")
@@ -107,5 +132,5 @@ def _pillow() -> tuple[Any, Any]:
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise ConfigError("data.kind: image_folder needs Pillow: pip install 'functrain[images]'") from None
+        raise ConfigError("images need Pillow: pip install 'functrain[images]'") from None
     return Image, ImageOps

@@ -70,14 +70,21 @@ class Mixture(Source):
         whole = dataset("data.sources", splits, max(one.classes for one in made))
         return dataclasses.replace(whole, found={"sources": found})
 
-    def prepare(self, batch: dict) -> dict:
-        """Each example as its own source prepares it; x alone, with no `source`, as source `inputs_of` does."""
+    def scaled(self, batch: dict) -> dict:
+        """Each example as its own source scales it; x alone, with no `source`, as source `inputs_of` does."""
+        return self._by_source(batch, lambda source, rows: source.scaled(rows))
+
+    def normalised(self, batch: dict) -> dict:
+        """Each example as its own source normalises it; x alone as in `scaled`."""
+        return self._by_source(batch, lambda source, rows: source.normalised(rows))
+
+    def _by_source(self, batch, f):
         if "source" not in batch:
-            return self.sources[self.inputs_of].prepare(batch)
+            return f(self.sources[self.inputs_of], batch)
         which = batch["source"]
         bare = {name: value for name, value in batch.items() if name != "source"}
-        prepared = [source.prepare(bare) for source in self.sources]  # all by each: rows stand in any order
-        return {name: _chosen(name, which, [one[name] for one in prepared]) for name in prepared[0]} | {"source": which}
+        made = [f(source, bare) for source in self.sources]  # all by each: rows stand in any order
+        return {name: _chosen(name, which, [one[name] for one in made]) for name in made[0]} | {"source": which}
 
     def feed(self, dataset: Dataset, arrays: Any, seed: int) -> Mixed:
         """So many of each source in every batch."""

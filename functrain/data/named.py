@@ -97,9 +97,13 @@ class Known(Source):
         dataset = self._source(places).load()
         return dataclasses.replace(dataset, found={"found": {**self.found, **configs.to_data(dataset.found)}})
 
-    def prepare(self, batch: dict) -> dict:
-        """What the set's own source does to a batch."""
-        return self.source.prepare(batch)
+    def scaled(self, batch: dict) -> dict:
+        """As the set's own source has it."""
+        return self.source.scaled(batch)
+
+    def normalised(self, batch: dict) -> dict:
+        """As the set's own source has it."""
+        return self.source.normalised(batch)
 
     def read_inputs(self, path: str) -> Any:
         """What the set's own source makes of a file of inputs; None where it makes nothing of it."""

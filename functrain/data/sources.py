@@ -30,7 +30,7 @@ class Digits(Split):
             arrays = {"x": file["x"], "y": file["y"]}
         return dataset("digits", self.split(arrays), classes=10)
 
-    def prepare(self, batch: dict) -> dict:
+    def scaled(self, batch: dict) -> dict:
         """Pixels to 0..1."""
         return batch | {"x": batch["x"].astype(jnp.float32) / 16}
 
@@ -64,10 +64,9 @@ class Npz(Split, Normalised):
         parts = self.split(whole.train, {s: splits[s] for s in ("validation", "test")})
         return self.measured(dataset(name, parts, self.classes or whole.classes), 1 / self.scale)
 
-    def prepare(self, batch: dict) -> dict:
-        """x times `scale`, then normalised."""
-        scaled = batch if self.scale == 1.0 else batch | {"x": batch["x"].astype(jnp.float32) * self.scale}
-        return super().prepare(scaled)
+    def scaled(self, batch: dict) -> dict:
+        """x times `scale`."""
+        return batch if self.scale == 1.0 else batch | {"x": batch["x"].astype(jnp.float32) * self.scale}
 
 
 @configclass

@@ -70,7 +70,7 @@ class Corpus(Source):
             return Characters(self.vocabulary or vocabulary)
         return Bytes() if self.level == "byte" else BPE(self.tokenizer or tokenizer)
 
-    def prepare(self, batch: dict) -> dict:
+    def scaled(self, batch: dict) -> dict:
         """Tokens as int32, whatever file they came from."""
         return batch | {"x": batch["x"].astype(jnp.int32)}
 
