@@ -14,8 +14,8 @@ from flax import struct
 from functrain import tree
 from functrain.config import Positive, Size, configclass, kinds
 
-EXACT = ("y", "mask", "weight")
-"""Entries of a batch that no policy casts: targets, masks and weights."""
+EXACT = ("y", "mask", "weight", "share", "boxes", "scale")
+"""Entries of a batch that no policy casts: targets, masks, weights, and what is in pixels."""
 
 
 @struct.dataclass

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from functrain import losses
+from functrain import losses, tree
 from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass
 from functrain.metrics import calibration_of, confusion_of, mean_of, top_k
 from functrain.tasks.base import OneLoss
@@ -18,7 +18,8 @@ _LARGEST_CONFUSION = 100
 class Classification(OneLoss):
     """One class for each example, by softmax cross-entropy, the focal loss or the hinge loss; accuracy as a metric.
 
-    A batch's `weight` [n] weighs the loss (its sum and its count); metrics count what the mask counts, once.
+    A batch's `weight` [n] weighs the loss (its sum and its count); metrics count what the mask counts, once. Where
+    mixup or cutmix has mixed the batch, the loss is share l(y) + (1 - share) l(y_mixed); training accuracy is by y.
     """
 
     kind: Literal["classification"] = "classification"
@@ -34,6 +35,8 @@ class Classification(OneLoss):
     """Each k for which evaluation says how often the class is among the k likeliest, as `top_k`."""
     model: Part = None
     learner: Part = None
+
+    mixes = True  # whether the loss knows labels that mixup and cutmix have mixed
 
     def __post_init__(self):
         off = isinstance(self.label_smoothing, (int, float)) and self.label_smoothing == 0
@@ -67,7 +70,12 @@ class Classification(OneLoss):
             if outputs.shape[-1] <= _LARGEST_CONFUSION:
                 metrics["confusion"] = confusion_of(predicted, labels, outputs.shape[-1], mask)
             metrics |= {f"top_{k}": top_k(outputs, labels, k, mask) for k in self.top_k}
-        return self._criterion(outputs, labels, losses.weighted(mask, batch.get("weight")), train), metrics
+        weights = losses.weighted(mask, batch.get("weight"))
+        if "share" not in batch:
+            return self._criterion(outputs, labels, weights, train), metrics
+        own, others = (losses.weighted(weights, share) for share in (batch["share"], 1 - batch["share"]))
+        mixed = self._criterion(outputs, batch["y_mixed"], others, train)
+        return tree.add(self._criterion(outputs, labels, own, train), mixed), metrics
 
     def _criterion(self, logits, labels, mask, train):
         given: dict[str, Any] = {"mask": mask, "class_weights": self.class_weights or None}
