@@ -18,8 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "fit", "load"]
 
-_PARTS = ("autodiff", "config", "data", "experiment", "layers", "losses", "metrics", "models", "observe", "optim")
-_PARTS += ("parallel", "precision", "runs", "tasks", "train", "tree")
+_PARTS = (
+    "augment",
+    "autodiff",
+    "boxes",
+    "config",
+    "data",
+    "experiment",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "observe",
+    "optim",
+)
+_PARTS += ("parallel", "precision", "runs", "tasks", "train", "transfer", "tree")
 
 
 def __getattr__(name: str) -> Any:

@@ -45,10 +45,20 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("input", metavar="INPUT", help=".npy, .npz, .csv or .jsonl; - reads JSON lines")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
 
+    export = commands.add_parser("export", help="a trained model's weights as a safetensors file")
+    export.add_argument("run", metavar="RUN", type=Path)
+    export.add_argument("file", metavar="FILE.safetensors", type=Path)
+    export.add_argument(
+        "--layout", choices=("functrain", "torchvision"), default="functrain", help="whose names (default: functrain)"
+    )
+    export.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
+    export.add_argument("--member", type=int, default=0, help="of a run of several seeds (default: 0, the first)")
+
     inspect = commands.add_parser("inspect", help="everything but running: parameters, FLOPs, memory")
     inspect.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     inspect.add_argument("--overfit", action="store_true", help="drive one batch to zero loss; status 1 if it will not")
     inspect.add_argument("--figure", metavar="PNG", type=Path, help="draw the learning rate over the run")
+    inspect.add_argument("--examples", metavar="PNG", type=Path, help="draw images as they are and as augmented")
 
     rate = commands.add_parser("find-rate", help="the loss while the learning rate rises, and a rate to train at")
     rate.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
@@ -170,6 +180,18 @@ def _predict(given) -> int:
     return 0
 
 
+def _export(given) -> int:
+    from functrain import runs, trained, transfer
+
+    transfer.check_export(given.file)
+    runs.use_compilation_cache()
+    model = trained.load(given.run, given.step, given.member)
+    arrays = transfer.export(model, given.file, given.layout)
+    numbers = sum(array.size for array in arrays.values())
+    print(f"{given.file}: {len(arrays):,} arrays, {numbers:,} numbers, of {given.run}, step {model.step}")
+    return 0
+
+
 def _inspect(given) -> int:
     from functrain import report, runs
     from functrain.config import parse, read
@@ -177,9 +199,13 @@ def _inspect(given) -> int:
 
     path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
+    report.check_figure(given.examples, "--examples")
     runs.use_compilation_cache()
     built = build(parse(Experiment, read(path, overrides)))
-    return 0 if report.inspect(runs.make_console(), built, try_overfit=given.overfit, figure=given.figure) else 1
+    learnt = report.inspect(
+        runs.make_console(), built, try_overfit=given.overfit, figure=given.figure, examples=given.examples
+    )
+    return 0 if learnt else 1
 
 
 def _find_rate(given) -> int:
@@ -258,6 +284,7 @@ _COMMANDS = {
     "train": _train,
     "eval": _evaluate,
     "predict": _predict,
+    "export": _export,
     "inspect": _inspect,
     "find-rate": _find_rate,
     "folds": _folds,

@@ -350,16 +350,21 @@ def _likely(root, owner, path) -> str:
     return f"{hint}legal here: {_list(legal)}"
 
 
-def _homes(annotation, key, at="") -> list[str]:
-    """Every dotted path at which a key of this name is legal."""
-    found = []
-    for name in _fields(annotation):
-        deeper = _inside(annotation, name)
-        if name == key:
-            found.append(at + name)
-        for c in kind_table(deeper).values() or [p for p in _parts(deeper) if dataclasses.is_dataclass(p)]:
-            found += [h for h in _homes(c, key, f"{at}{name}.") if h not in found]
-    return found
+def _homes(annotation, key) -> list[str]:
+    """Every dotted path at which a key of this name is legal; first those where it is whatever the kinds are."""
+    found: dict[str, int] = {}
+
+    def look(annotation, at, chosen):
+        for name in _fields(annotation):
+            deeper = _inside(annotation, name)
+            if name == key:
+                found.setdefault(at + name, chosen)
+            kinds = kind_table(deeper).values()
+            for c in kinds or [p for p in _parts(deeper) if dataclasses.is_dataclass(p)]:
+                look(c, f"{at}{name}.", chosen + bool(kinds))
+
+    look(annotation, "", 0)
+    return sorted(found, key=found.__getitem__)
 
 
 def _meant(word, legal) -> str:

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functrain import tree
+from functrain import transfer, tree
+from functrain.augment import AnyAugment
 from functrain.autodiff import AnyEstimator, Reverse
-from functrain.config import LARGEST, ConfigError, configclass, kind_table
-from functrain.data import AnyData, Dataset, InOrder, Whole, blocks
+from functrain.config import LARGEST, ConfigError, configclass, kind_table, parse
+from functrain.data import AnyData, Augmented, Dataset, InOrder, Whole, blocks
 from functrain.metrics import read, scalar_names, scalars
 from functrain.models import AnyModel
 from functrain.observe import Observe, flops
@@ -61,6 +62,8 @@ class Experiment:
     """What learns it; a task that owns its models needs none."""
     data: AnyData | None = None
     """The examples; a task that makes its own (an environment) needs none."""
+    augment: tuple[AnyAugment, ...] = ()
+    """What is changed at random in the examples that are trained on, one after another, at each step otherwise."""
     optimizer: AnyOptimizer = dataclasses.field(default_factory=AdamW)
     """How every player's parameters are improved."""
     precision: AnyPrecision = dataclasses.field(default_factory=Float32)
@@ -71,6 +74,8 @@ class Experiment:
     """Which average of the parameters evaluation uses."""
     players: dict[str, PlayerConfig] = dataclasses.field(default_factory=dict)
     """What single players have differently, by name."""
+    start: transfer.Start | None = None
+    """From which weights it starts, another run's or a file's; absent, all of them are drawn from the seed."""
     train: Train = dataclasses.field(default_factory=Train)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -124,6 +129,20 @@ class Built:
         return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
 
     @functools.cached_property
+    def start(self) -> transfer.Loaded | None:
+        """The weights to start from, read when first asked for: a resumed run never asks, nor does an evaluation.
+
+        Raises:
+          ConfigError: there are none, or they do not fit.
+        """
+        start = self.config.start
+        if start is None:
+            return None
+        if start.run is None:
+            return transfer.match(start, transfer.of_file(start), self.task)
+        return transfer.match(start, _weights_of_run(start), self.task)
+
+    @functools.cached_property
     def place(self) -> Callable[[Any], Any]:
         """Cuts a batch over the devices."""
         return batch_placer(self.mesh)
@@ -137,6 +156,7 @@ def build(config: Experiment) -> Built:
     """
     if config.data is None and hasattr(config.task, "model"):
         raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
+    _check_units(config)
     dataset = config.data.load() if config.data else None
     if config.data is not None and dataset is not None and dataset.found:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dataset.found))
@@ -162,12 +182,48 @@ def build(config: Experiment) -> Built:
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
 
 
+def _check_units(config: Experiment) -> None:
+    """Raises a ConfigError where a task needs inputs in their own units, and the source normalises them."""
+    normalise = getattr(getattr(config.data, "source", config.data), "normalise", "none")
+    if getattr(config.task, "in_units", False) and normalise != "none":
+        raise ConfigError(f'data.normalise: found {normalise!r}; task.kind = {config.task.kind!r} needs "none"')
+
+
+def _weights_of_run(start: transfer.Start) -> transfer.Weights:
+    """What evaluation uses in the run that another starts from."""
+    assert start.run is not None
+    try:
+        settings = parse(Experiment, transfer.config_of(start.run))
+        _, task = assemble(settings, None)
+    except ConfigError as error:
+        raise ConfigError(f"start.run: {error}") from None
+    return transfer.of_run(start, settings, task)
+
+
 def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The training feed, and every example in order for the other splits."""
     if config.data is None or dataset is None:
         return {"train": Whole(), "validation": InOrder({}, 1)}
-    feeds = {"train": config.data.feed(dataset, replicate(dataset.train, mesh), config.train.seed)}
+    feed = config.data.feed(dataset, replicate(dataset.train, mesh), config.train.seed)
+    if config.augment:
+        scaled = dataclasses.replace(feed, prepare=config.data.scaled)
+        feed = Augmented(scaled, config.augment, config.data.normalised, config.train.seed)
+        _check_augment(feed, config.task)
+    feeds: dict[str, Any] = {"train": feed}
     return feeds | {s: in_order(config, dataset, s, mesh) for s in ("validation", "test") if dataset.split(s)}
+
+
+def _check_augment(feed: Augmented, task: Any) -> None:
+    """Raises a ConfigError where the data are not what an augmentation changes, or the task not one of mixed labels."""
+    for i in range(len(feed.augments)):
+        part = dataclasses.replace(feed, augments=feed.augments[: i + 1])
+        try:
+            batch = jax.eval_shape(lambda window, part=part: part.batch(window, np.int32(0)), feed.window(0, 1))
+        except ValueError as error:
+            raise ConfigError(f"augment.{i}: {feed.augments[i].kind}: {error}") from None
+        if "share" in batch and not getattr(task, "mixes", False):
+            kind = feed.augments[i].kind
+            raise ConfigError(f"augment.{i}: {kind} mixes labels; task.kind = {task.kind!r} has no loss of them")
 
 
 def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.sharding.Mesh) -> InOrder:
@@ -183,6 +239,8 @@ def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.shardin
 
 def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, Any]:
     """The task with its model and learners; the model's ends fitted to the data, where data is given."""
+    if dataset is not None and hasattr(config.task, "sized"):
+        config = dataclasses.replace(config, task=config.task.sized(dataset))
     if config.model is not None and dataset is not None and (outputs := config.task.outputs(dataset)) is not None:
         config = dataclasses.replace(config, model=config.model.sized(dataset.inputs, outputs))
     model = config.model.build() if config.model is not None else None
@@ -264,12 +322,13 @@ def _check_players(config: Experiment, task: Any) -> None:
 def _check_outputs(config: Experiment, task: Any, dataset: Dataset, train_state: Any) -> None:
     """A user's own model gives as many outputs as the task wants; else a loss may broadcast, and say nothing."""
     wanted = config.task.outputs(dataset)
-    if wanted is None or not hasattr(task, "model"):
+    if wanted is None or not hasattr(task, "outputs_of"):
         return
     places = math.prod(dataset.inputs) if dataset.block else 1  # a text has an output at every place
+    if hasattr(config.task, "places"):
+        places = config.task.places(dataset)
     x = jax.ShapeDtypeStruct((2, *dataset.inputs), jnp.int32 if dataset.block else jnp.float32)
-    player = train_state.players["model"]
-    given = jax.eval_shape(lambda p, s, x: task.model.apply(p, s, x)[0], player.params, train_state.state, x)
+    given = jax.eval_shape(task.outputs_of, train_state, x)
     if hasattr(given, "shape") and math.prod(given.shape) != 2 * places * wanted:
         raise ConfigError(
             f"model: gives outputs of shape [n, {', '.join(map(str, given.shape[1:]))}]; expected [n, {wanted}]"
@@ -313,23 +372,32 @@ class Compiled:
 
 def first_state(built: Built) -> Any:
     """The state of the first member before its first step, on every device: one program."""
-    return _init(built)(jax.random.key(built.config.train.seed))
+    return _init(built)(jax.random.key(built.config.train.seed), _start_arrays(built))
 
 
-def _init(built: Built, over: Callable[[Any], Any] = lambda f: f) -> Callable[[Any], Any]:
-    """key -> train state, compiled."""
-    return jax.jit(over(functools.partial(state.init, built.task)), out_shardings=built.replicated)
+def _init(built: Built, over: Callable[..., Any] = lambda f, axes: f) -> Callable[[Any, Any], Any]:
+    """(key, arrays to start from, for all members the same) -> train state, compiled."""
+    init = over(lambda key, arrays: state.init(built.task, key, start=arrays), (0, None))
+    return jax.jit(init, out_shardings=built.replicated)
 
 
-def first_states(built: Built) -> Any:
-    """The state before the first step: of the one member, stacked where several go together, or else a tuple."""
+def _start_arrays(built: Built) -> dict[str, np.ndarray]:
+    return built.start.arrays if built.start is not None else {}
+
+
+def first_states(built: Built, arrays: dict[str, np.ndarray]) -> Any:
+    """The state before the first step: of the one member, stacked where several go together, or else a tuple.
+
+    arrays: in place of those that the task draws (see functrain.train.state).
+    """
     train = built.config.train
     seeds = range(train.seed, train.seed + train.seeds)
     if train.seeds == 1:
-        return first_state(built)
+        return _init(built)(jax.random.key(train.seed), arrays)
     if train.members == "in_turn":
-        return tuple(map(_init(built), map(jax.random.key, seeds)))
-    return _init(built, jax.vmap)(jax.vmap(jax.random.key)(np.array(seeds)))
+        init = _init(built)
+        return tuple(init(key, arrays) for key in map(jax.random.key, seeds))
+    return _init(built, jax.vmap)(jax.vmap(jax.random.key)(np.array(seeds)), arrays)
 
 
 def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compiled:
@@ -338,7 +406,7 @@ def compile(built: Built, resume: Callable[[Any], Any] | None = None) -> Compile
     resume: `resume(payload) -> payload` puts the arrays of a checkpoint in place of {"state", "metrics"}.
     """
     start = time.perf_counter()
-    train_state = first_states(built)
+    train_state = first_states(built, _start_arrays(built) if resume is None else {})
     program, evaluate = _programs(built, train_state)
     metrics = program.fresh()
     if resume is not None:

@@ -1,5 +1,6 @@
 """What `inspect`, `compare` and `list` print."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from functrain import config as configs
 from functrain import tree
+from functrain.augment import AnyAugment, preview
 from functrain.autodiff import AnyEstimator
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
@@ -21,16 +23,19 @@ from functrain.models import AnyModel
 from functrain.observe import figures
 from functrain.observe.console import fact_table, human
 from functrain.observe.events import history
+from functrain.observe.grid import grid
 from functrain.optim import AnyAverage, AnyOptimizer, AnySchedule
 from functrain.precision import AnyPrecision
 from functrain.runs import read_config, show_before
 from functrain.tasks import AnyTask
 from functrain.train import state
+from functrain.transfer import start_table
 
 TABLES = {
     "model": AnyModel,
     "task": AnyTask,
     "data": AnyData,
+    "augment": AnyAugment,
     "optimizer": AnyOptimizer,
     "optimizer.schedule": AnySchedule,
     "average": AnyAverage,
@@ -56,15 +61,26 @@ def list_parts(console: Console, folder: Path = Path("configs")) -> None:
         console.print(fact_table({str(p): p.read_text().split("\n")[0].lstrip("# ") for p in found}))
 
 
-def inspect(console: Console, built: Built, *, try_overfit: bool = False, figure: Path | None = None) -> bool:
+def inspect(
+    console: Console,
+    built: Built,
+    *,
+    try_overfit: bool = False,
+    figure: Path | None = None,
+    examples: Path | None = None,
+) -> bool:
     """Everything but running: parameters, FLOPs, XLA's memory analysis, the schedule (drawn too), who decays.
 
     figure: a PNG into which the learning rate over the run is drawn.
+    examples: a PNG into which images of the first batch are drawn, each as it is and as it is augmented.
 
     Returns:
       False where `try_overfit` was asked for and the loss of one batch did not fall below a hundredth.
     """
+    start = built.start  # read before anything is shown: what is wrong with it is one line
     show_before(console, built)
+    if start is not None:
+        console.print(start_table(start))
     source = getattr(built.config.data, "source", built.config.data)  # of a known set, what reads it
     if describe := getattr(source, "describe", None):
         console.print(fact_table(describe()))
@@ -97,6 +113,9 @@ def inspect(console: Console, built: Built, *, try_overfit: bool = False, figure
     if figure is not None:
         figures.schedule(rates, figure)
         console.print(f"learning rate: {figure}")
+    if examples is not None:
+        draw_examples(built, examples)
+        console.print(f"examples: {examples}")
     if not try_overfit:
         return True
     losses = overfit(built)
@@ -105,6 +124,33 @@ def inspect(console: Console, built: Built, *, try_overfit: bool = False, figure
     learnt = last < 0.01 * max(1.0, first)
     console.print("learnt by heart" if learnt else f"NOT learnt by heart: loss {last:.3g} after {losses[-1][0]} steps")
     return learnt
+
+
+_EXAMPLES, _COPIES = 8, 7
+
+
+def draw_examples(built: Built, path: Path) -> None:
+    """The first images of the first batch, a row each: as it is, then augmented under other keys.
+
+    Raises:
+      ConfigError: the examples are no images.
+    """
+    feed = built.feeds["train"]
+    feed = feed.feed if built.config.augment else feed
+    if built.config.data is None or not hasattr(feed, "size") or _axes(built) not in (2, 3):
+        raise ConfigError("--examples: draws images [height, width(, channels)]; the data has none")
+    batch = jax.jit(dataclasses.replace(feed, prepare=built.config.data.scaled).batch)(feed.window(0, 1), np.int32(0))
+    batch = jax.tree.map(lambda x: x[:_EXAMPLES], batch)
+    copies = _COPIES if built.config.augment else 0
+    seed = jax.random.key(built.config.train.seed)
+    images = jax.jit(lambda batch: preview(built.config.augment, batch, key=seed, copies=copies))(batch)
+    grid(np.asarray(images), path, columns=copies + 1 if copies else _EXAMPLES)
+
+
+def _axes(built: Built) -> int:
+    """How many axes an example has; 0 where there is no x."""
+    arrays = built.dataset.train if built.dataset is not None else {}
+    return arrays["x"].ndim - 1 if "x" in arrays else 0
 
 
 def sparkline(values: np.ndarray, width: int = 60) -> str:
@@ -133,10 +179,10 @@ def found_rate(console: Console, found: Found, figure: Path | None = None) -> No
         console.print(f"loss against rate: {figure}")
 
 
-def check_figure(path: Path | None) -> None:
+def check_figure(path: Path | None, option: str = "--figure") -> None:
     """Raises a ConfigError where no PNG can be written to `path`; None is none."""
     if path is not None and (path.suffix != ".png" or path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ConfigError(f"--figure: found {path}; expected a file .png in a directory that exists")
+        raise ConfigError(f"{option}: found {path}; expected a file .png in a directory that exists")
 
 
 _SHOWN = ("steps", "parameters", "steps_per_s", "peak_fraction", "skipped_steps", "peak_rss_mb")

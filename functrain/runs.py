@@ -4,6 +4,7 @@ config.toml        the config, everything automatic written out; the run is a fu
 metrics.jsonl      a line for each step and split
 result.json        what came out, and where the time went
 environment.json   versions, devices, flags, the command
+start.json         where it starts from other weights: which, and what became of each array
 checkpoints/       the newest and the best
 tensorboard/  figures/
 """
@@ -44,6 +45,7 @@ from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.loop import Best, Seconds, run
 from functrain.train.members import pooled
 from functrain.train.stop import EXIT_STATUS, Stop
+from functrain.transfer import config_of, start_table
 from functrain.version import __version__
 
 FILES = ("config.toml", "metrics.jsonl", "result.json", "environment.json")
@@ -83,12 +85,17 @@ def train(
     _check_out(out)
     _check_trackers(config)
     built = build(config)
+    start = built.start  # read before anything is shown: what is wrong with it is one line
     show_before(console, built)
+    if start is not None:
+        console.print(start_table(start))
     compiled = compile(built)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         (out / "config.toml").write_text(configs.dump(built.config))
         (out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
+        if start is not None:
+            (out / "start.json").write_text(json.dumps(start.record(), indent=1) + "\n")
         return _train(built, compiled, out, console, stop, imported, resumed_at=None)
 
 
@@ -122,12 +129,14 @@ def resume(
         may not change.
     """
     console = console or make_console()
-    source = _source(out)
+    source = config_of(out)
     wanted = configs.override(source, overrides)
     for key, (before, after) in configs.differences(source.data, wanted.data).items():
         if before is not None and not key.startswith(MAY_CHANGE):
             may = ", ".join(k.rstrip(".") for k in MAY_CHANGE)
             raise ConfigError(f"{key}: {before} in the run, {after} asked for; a resumed run may change only: {may}")
+    if "start" in wanted.data and "start" not in source.data:
+        raise ConfigError("start: a resumed run goes on from its own checkpoint; leave it out")
     new = configs.parse(Experiment, wanted)
     _check_trackers(new)
     with _locked(out):
@@ -271,7 +280,26 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         figures.curves({out.name: lines}, out / "figures" / "curves.png")
         if shown:
             figures.draw(read(pooled(metrics)), out / "figures", f"{shown}, step {chosen}")
+            _draw_examples(built, compiled.program.members(train_state)[0], shown, out / "figures")
     return result
+
+
+_DRAWN = 16
+
+
+def _draw_examples(built: Built, train_state: Any, split: str, folder: Path) -> None:
+    """What the model makes of the first examples of a split, where the task draws that."""
+    if not hasattr(built.task, "draw") or built.config.data is None:
+        return
+    feed = built.feeds[split]
+    feed = dataclasses.replace(feed, size=min(_DRAWN, len(jax.tree.leaves(feed.arrays)[0])))
+    batch = jax.jit(feed.batch)(feed.arrays, np.int32(0))
+    outputs = jax.jit(built.task.outputs_of)(train_state, batch["x"])
+    # As the source scales it, so that pictures have the colours of the data.
+    seen = jax.jit(dataclasses.replace(feed, prepare=built.config.data.scaled).batch)(feed.arrays, np.int32(0))
+    source = getattr(built.config.data, "source", built.config.data)
+    names = tuple(getattr(source, "class_names", ()))
+    built.task.draw(jax.device_get(outputs), jax.device_get(batch | {"x": seen["x"]}), folder, names)
 
 
 def _metrics_of(entry):
@@ -384,16 +412,10 @@ def environment() -> dict[str, Any]:
 # -- reading a run --------------------------------------------------------------------------------
 
 
-def _source(out: Path) -> configs.Source:
-    if not (out / "config.toml").is_file():
-        raise ConfigError(f"{out}: no run is there (it has no config.toml)")
-    return configs.read(out / "config.toml")
-
-
 def read_config(out: Path) -> Experiment:
     """The config of a run, everything written out.
 
     Raises:
       ConfigError: no run is there.
     """
-    return configs.parse(Experiment, _source(out))
+    return configs.parse(Experiment, config_of(out))

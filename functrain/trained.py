@@ -13,16 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from functrain import transfer
 from functrain.config import ConfigError
 from functrain.data.dataset import read_npz
 from functrain.experiment import Experiment, assemble, build, in_order
 from functrain.metrics import read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
-from functrain.train import state
-from functrain.train.checkpoint import Arrays, Directory, from_arrays
 from functrain.train.evaluate import make_evaluate
-from functrain.train.loop import Train
 from functrain.train.members import summary
 
 
@@ -85,35 +83,12 @@ def _members(out: Path, step: int | None) -> list[Trained]:
     """Every member of a run, from one checkpoint, which is read once."""
     settings = read_config(out)
     _, task = assemble(settings, None)
-    monitor = settings.evaluate.monitor or "loss"
-    store = Directory(out / "checkpoints", monitor=monitor, mode=settings.evaluate.mode)
-    if step is not None and step not in store.steps():
-        raise ConfigError(f"--step: found {step}; the run has: {', '.join(map(str, store.steps())) or 'none'}")
-    try:
-        found = store.load(store.best() if step is None else step)
-    except OSError as error:
-        raise ConfigError(f"checkpoint {error}") from None
-    if found is None:
-        raise ConfigError(f"{out}: no sound checkpoint")
-    at, arrays = found
-    like = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
-    try:
-        states = [from_arrays(_of_member(arrays, settings.train, i), like) for i in range(settings.train.seeds)]
-    except ValueError as error:
-        raise ConfigError(f"{out}: {error}") from None
+    at, states = transfer.members_of(out, settings, task, step)
     if not hasattr(task, "outputs_of"):
         raise ConfigError(f"{out}: a task of kind {settings.task.kind!r} is no single function to load")
     prepare = settings.data.prepare if settings.data else lambda batch: batch
     outputs = jax.jit(lambda ts, x: task.outputs_of(ts, prepare({"x": x})["x"]))
     return [Trained(settings, task, at, one, functools.partial(outputs, one)) for one in states]
-
-
-def _of_member(arrays: Arrays, train: Train, member: int) -> Arrays:
-    """The arrays of one member's train state in a checkpoint."""
-    in_turn = train.seeds > 1 and train.members == "in_turn"
-    prefix = f"state/{member}/" if in_turn else "state/"
-    own = {path.removeprefix(prefix): a for path, a in arrays.items() if path.startswith(prefix)}
-    return {path: a[member] for path, a in own.items()} if train.seeds > 1 and not in_turn else own
 
 
 def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[str, Any]:

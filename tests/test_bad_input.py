@@ -153,17 +153,17 @@ TEXT = {
     "too-large": (changed("steps = 3", "steps = 3_000_000_000"), ("train.steps", "3000000000", "2147483647")),
     "larger-than-any-int": (changed("steps = 3", f"steps = {'9' * 5000}"), ()),
     "larger-than-any-int-in-hex": (changed("steps = 3", f"steps = 0x{'f' * 5000}"), ("train.steps",)),
-    "missing-kind": (changed('kind = "mlp"\n', ""), ("model.kind", "missing", "mlp, cnn, lenet, gpt, flax, custom")),
+    "missing-kind": (changed('kind = "mlp"\n', ""), ("model.kind", "missing", "mlp, cnn, strided_cnn, lenet")),
     "wrong-kind-by-spelling": (
         changed('"mlp"', '"mpl"'),
-        ("model.kind", '"mpl"', 'did you mean "mlp"', "mlp, cnn, lenet, gpt, flax, custom"),
+        ("model.kind", '"mpl"', 'did you mean "mlp"', "mlp, cnn, strided_cnn, lenet"),
     ),
     "wrong-kind": (changed('"digits"', '"xyz"'), ("data.kind", '"xyz"', "digits, known, idx, csv")),
-    "kind-of-another-type": (changed('"mlp"', "3"), ("model.kind", "3", "mlp, cnn, lenet, gpt, flax, custom")),
+    "kind-of-another-type": (changed('"mlp"', "3"), ("model.kind", "3", "mlp, cnn, strided_cnn, lenet")),
     "missing-task": (changed(TASK, ""), ("task", "missing", "classification, binary, multilabel")),
     "section-as-a-number": ("train = 3\n" + changed("[train]\nsteps = 3\n", ""), ("train", "found 3", "table")),
     "section-as-a-list": (changed("[train]", "[[train]]"), ("train", "table")),
-    "kinds-as-a-list": (changed("[model]", "[[model]]"), ("model", "table", "mlp, cnn, lenet, gpt, flax, custom")),
+    "kinds-as-a-list": (changed("[model]", "[[model]]"), ("model", "table", "mlp, cnn, strided_cnn, lenet")),
     "nested-list": (changed("[4]", "[[4]]"), ("model.hidden", "[4]", "integer")),
     "number-for-a-list": (changed("[4]", "4"), ("model.hidden", "found 4", "array")),
     "element-of-a-list": (changed("[4]", "[4, 0]"), ("model.hidden.1", "found 0", "1")),
@@ -181,7 +181,23 @@ TEXT = {
     "deep-array-that-toml-reads": (changed("[4]", "[" * 400 + "]" * 400), ()),
     "deep-table": (changed("[task]", f"{'.'.join('a' * 3000)} = 1\n[task]"), ()),
     "deep-inline-table": (changed("[task]", f"x = {'{a = ' * 2000}1{'}' * 2000}\n[task]"), ("nested too deeply",)),
-    "line-break-in-a-value": (changed('"mlp"', '"ml\\np"'), ("model.kind", "mlp, cnn, lenet, gpt, flax, custom")),
+    "augment-of-no-kind": (CONFIG + '[[augment]]\nkind = "spin"\n', ("augment.0.kind", '"spin"', "flip, crop")),
+    "augment-as-a-table": (CONFIG + '[augment]\nkind = "flip"\n', ("augment", "expected an array")),
+    "augment-out-of-range": (
+        CONFIG + '[[augment]]\nkind = "flip"\nprobability = 2.0\n',
+        ("augment.0.probability", "found 2.0", "equal to 1"),
+    ),
+    "start-from-two": (CONFIG + '[start]\nrun = "a"\nfile = "b"\n', ("start", "run or file, one of them")),
+    "start-from-nothing": (CONFIG + "[start]\n", ("start", "run or file, one of them")),
+    "layers-of-no-resnet": (
+        changed('"mlp"\nhidden = [4]', '"resnet"\nlayers = 20'),
+        ("model.layers", "found 20", "18, 34, 50, 101"),
+    ),
+    "epsilon-below-zero": (
+        changed('"classification"', '"robust"\nepsilon = -1.0'),
+        ("task.epsilon", "found -1.0", "equal to 0"),
+    ),
+    "line-break-in-a-value": (changed('"mlp"', '"ml\\np"'), ("model.kind", "mlp, cnn, strided_cnn, lenet")),
     "line-break-in-a-key": (changed("[observe]", '[players."a\\nb"]\n[observe]'), ("players", "model")),
 }
 
@@ -390,7 +406,7 @@ def test_command_on_a_config(name, refused):
 
 LACKING = {
     "steps-and-epochs": (changed("steps = 3\n", ""), ("train", "missing", "steps or epochs")),
-    "model": (changed(MODEL, ""), ("model", "missing", "mlp, cnn, lenet, gpt, flax, custom")),
+    "model": (changed(MODEL, ""), ("model", "missing", "mlp, cnn, strided_cnn, lenet")),
     "data": (changed(DATA, ""), ("data", "missing", "digits, known, idx, csv")),
     "data-for-epochs": (changed(f"{DATA}[train]\nsteps = 3", "[train]\nepochs = 2"), ("data",)),
 }
@@ -400,6 +416,64 @@ LACKING = {
 def test_lacking(name, refused):
     """A part that this task needs is asked for, with what it may be."""
     text, says = LACKING[name]
+    Path("c.toml").write_text(text)
+    refused(["train", "c.toml"], says)
+
+
+PICTURES = {
+    "mixed-twice": (
+        CONFIG + '[[augment]]\nkind = "mixup"\n[[augment]]\nkind = "cutmix"\n',
+        ("augment.1", "cutmix", "mixed already"),
+    ),
+    "mixed-labels-that-a-task-knows-not": (
+        changed('"classification"', '"embedding"', CONFIG + '[[augment]]\nkind = "mixup"\n'),
+        ("augment", "task.kind", "embedding"),
+    ),
+    "padding-too-wide": (
+        CONFIG + '[[augment]]\nkind = "crop"\npadding = 9\nfill = "reflect"\n',
+        ("augment.0", "crop", "padding 9", "8 x 8"),
+    ),
+    "augment-what-is-no-image": (
+        changed('"digits"', '"random"', CONFIG + '[[augment]]\nkind = "flip"\n'),
+        ("augment.0", "flip", "images"),
+    ),
+    "start-from-no-run": (CONFIG + '[start]\nrun = "nowhere"\n', ("start.run", "nowhere", "no run")),
+    "start-from-no-file": (CONFIG + '[start]\nfile = "no.safetensors"\n', ("start.file", "no.safetensors", "No such")),
+    "start-from-a-pickle": (CONFIG + '[start]\nfile = "w.pt"\n', ("start.file", "pickle", "save_file")),
+    "detection-of-digits": (
+        changed('"classification"', '"detection"'),
+        ("task.kind", "boxes and labels", "voc or coco"),
+    ),
+    "segmentation-of-digits": (changed('"classification"', '"segmentation"'), ("task.kind", "each pixel", "[8, 8]")),
+    "held-out-class-that-is-not-there": (
+        changed('"digits"', '"digits"\nheld_out = [11]'),
+        ("data.held_out", "[11]", "class 11", "0, 1, 2"),
+    ),
+    "robust-on-normalised-pixels": (
+        changed('"digits"', '"npz"\npath = "a.npz"\nnormalise = "standard"', changed('"classification"', '"robust"')),
+        ("data.normalise", "robust", "none"),
+    ),
+    "patches-that-do-not-fit": (
+        changed('"mlp"\nhidden = [4]', '"vit"\npatch = 3'),
+        ("model.patch", "found 3", "8 x 8"),
+    ),
+    "images-too-small": (changed('"mlp"\nhidden = [4]', '"vgg"'), ("model.kind", "vgg", "32 x 32", "[8, 8]")),
+    "levels-that-do-not-fit": (
+        changed('"mlp"\nhidden = [4]', '"unet"\nlevels = 4'),
+        ("model.levels", "found 4", "8 x 8"),
+    ),
+    "no-folder-of-pictures": (
+        changed('"digits"', '"voc"\npath = "nowhere"\nsize = [8, 8]'),
+        ("data.path", "no folder", "nowhere"),
+    ),
+    "no-mnist-for-scenes": (changed('"digits"', '"mnist_scenes"'), ("data.images", "functrain data get mnist")),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_images(name, refused):
+    """What does not fit images, what is done to them, or the weights to start from."""
+    text, says = PICTURES[name]
     Path("c.toml").write_text(text)
     refused(["train", "c.toml"], says)
 
