@@ -1,7 +1,10 @@
 """Tiny stand-ins for real data, in the real formats and at the real places below a folder: for FUNCTRAIN_DATA."""
 
 import gzip
+import io
+import json
 import string
+import tarfile
 
 import numpy as np
 
@@ -11,13 +14,17 @@ ADULT = (*ADULT.split(), "capital-loss", "hours-per-week", "native-country", "in
 
 
 def write_small_data(folder):
-    """Write all of it: mnist, tabular/adult, tabular/california-housing, tabular/penguins, tinyshakespeare."""
+    """Write all of it: mnist, tabular/..., tinyshakespeare, cifar10-jpeg, imagenette2, bccd, coco."""
     rng = np.random.default_rng(0)
     write_mnist(folder / "mnist", rng)
     write_adult(folder / "tabular" / "adult", rng)
     write_housing(folder / "tabular" / "california-housing", rng)
     write_penguins(folder / "tabular" / "penguins", rng)
     write_text(folder / "tinyshakespeare", rng)
+    write_cifar(folder / "cifar10-jpeg", rng)
+    write_imagenette(folder / "imagenette2", rng)
+    write_bccd(folder / "bccd", rng)
+    write_coco(folder / "coco", rng)
     return folder
 
 
@@ -98,3 +105,76 @@ def write_text(folder, rng, words=8_000):
     for i, line in enumerate(np.array_split(rng.choice(lexicon, words), words // 8)):
         lines += ["", "First Citizen:"] * (i % 5 == 0) + [" ".join(line).capitalize() + ","]
     (folder / "input.txt").write_text("\n".join(lines) + "\n")
+
+
+def jpeg(pixels):
+    """The bytes of a JPEG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_cifar(folder, rng, train=256, test=64):
+    """CIFAR-10 as JPEG: all files of a split one after another in one array; noise, with a shade for each class."""
+    folder.mkdir(parents=True)
+    arrays = {"class_names": np.array([f"class{i}" for i in range(10)])}
+    for split, n in (("train", train), ("test", test)):
+        labels = np.arange(n, dtype=np.uint8) % 10
+        images = rng.integers(0, 60, (n, 32, 32, 3)) + 19 * labels[:, None, None, None]
+        files = [jpeg(image.astype(np.uint8)) for image in images]
+        arrays[f"{split}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
+        arrays[f"{split}_offsets"] = np.cumsum([0, *map(len, files)])
+        arrays[f"{split}_y"] = labels
+    np.savez(folder / "cifar10_jpeg_bytes.npz", **arrays)
+
+
+def write_imagenette(folder, rng, each=4):
+    """Images of several sizes in folders of classes."""
+    for split in ("train", "test"):
+        for name in ("n01440764", "n02102040", "n02979186"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(each):
+                pixels = rng.integers(0, 255, (60 + 7 * i, 70, 3), dtype=np.uint8)
+                (folder / split / name / f"{i}.JPEG").write_bytes(jpeg(pixels))
+
+
+def write_bccd(folder, rng):
+    """Blood cells in VOC's layout, in an archive: discs of three colours on grey."""
+    folder.mkdir(parents=True)
+    names, files = ("RBC", "WBC", "Platelets"), {}
+    splits = {"train": range(12), "val": range(12, 16), "test": range(16, 20)}
+    for i in range(20):
+        pixels, objects = np.full((48, 64, 3), 128, np.uint8), []
+        for kind in range(3):
+            x, y, side = int(rng.integers(0, 44)), int(rng.integers(0, 28)), 6 + 6 * kind
+            pixels[y : y + side, x : x + side] = np.eye(3, dtype=np.uint8)[kind] * 200
+            corners = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + side}</xmax><ymax>{y + side}</ymax>"
+            objects.append(f"<object><name>{names[kind]}</name><bndbox>{corners}</bndbox></object>")
+        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+        annotation = f"<annotation><filename>{i}.jpg</filename>{size}{''.join(objects)}</annotation>"
+        files[f"BCCD/JPEGImages/{i}.jpg"] = jpeg(pixels)
+        files[f"BCCD/Annotations/{i}.xml"] = annotation.encode()
+    for split, members in splits.items():
+        files[f"BCCD/ImageSets/Main/{split}.txt"] = "".join(f"{i}\n" for i in members).encode()
+    with tarfile.open(folder / "BCCD.tar.gz", "w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def write_coco(folder, rng):
+    """COCO's layout: files of instances, folders of images."""
+    (folder / "annotations").mkdir(parents=True)
+    for split, count in (("train2017", 8), ("val2017", 4)):
+        (folder / split).mkdir()
+        images, boxes = [], []
+        for i in range(count):
+            (folder / split / f"{i}.jpg").write_bytes(jpeg(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)))
+            images.append({"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48})
+            boxes.append({"image_id": i, "category_id": 1 + i % 2, "bbox": [4, 6, 20 + i, 18], "iscrowd": 0})
+        kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        text = json.dumps({"images": images, "annotations": boxes, "categories": kinds})
+        (folder / "annotations" / f"instances_{split}.json").write_text(text)

@@ -187,7 +187,8 @@ def test_same_function(name, monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_same_function_of_all(name):
     """Every variant with all its maps and blocks; float64."""
-    compare(name, side=64 if name == "alexnet" else 32, batch=4)
+    # On 32 x 32 a batch norm of the last stage sees 4 places, and 150 of them one after another magnify rounding.
+    compare(name, side=64 if name in ("alexnet", "resnet101", "resnet152") else 32, batch=4)
 
 
 @pytest.mark.slow
