@@ -195,6 +195,8 @@ SMALLER = {
     "imagenette_vgg16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4", "model.hidden=[32, 32]"],
     "imagenette_resnet50": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4"],
     "imagenette_vit_b16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=24", "model.layers=2"],
+    "mnist_robust": ["task.evaluate_steps=2"],
+    "mnist_trades": ["task.evaluate_steps=2"],
     "mnist_scenes_unet": ["data.train=64", "data.validation=16", "data.test=16", "model.width=4"],
 }
 """What is smaller in the suite: sizes, batches and paths, nothing else."""

@@ -18,7 +18,7 @@ def torchvision():
     """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'functrain[oracle]'")
     if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed: pip install 'functrain[oracle]'", allow_module_level=True)
+        pytest.skip("torchvision is not installed: pip install --no-deps torchvision==0.29.2", allow_module_level=True)
     try:
         import torchvision
     except RuntimeError as error:
