@@ -182,22 +182,29 @@ def test_version_list_and_inspect(capsys, monkeypatch, quick):
 
 
 SMALLER = {
+    "bccd_fcos": ["data.size=[48, 64]", "data.batch_size=4"],
+    "cifar10_alexnet": ["data.batch_size=16"],
+    "cifar10_nin": ["data.batch_size=4", "evaluate.batch_size=16"],
+    "cifar10_nin_small": ["data.batch_size=16"],
     "cifar10_resnet18": ["model.width=8", "data.batch_size=16"],
-    "cifar10_speedrun": ["data.batch_size=64"],
+    "cifar10_resnet20": ["data.batch_size=16"],
+    "cifar10_speedrun": ["data.batch_size=16"],
+    "cifar10_vgg11": ["data.batch_size=16"],
+    "cifar10_vit": ["data.batch_size=16"],
     "coco_fcos": [
         "data.size=[64, 64]",
         "data.batch_size=4",
-        "model.width=8",
-        "model.features=8",
-        "model.depths=[1, 1, 1, 1]",
+        "model.width=32",
+        "model.features=32",
+        "model.depths=[1, 1]",
     ],
     "imagenette_alexnet": ["data.size=[64, 64]", "data.batch_size=4", "model.hidden=[32, 32]"],
-    "imagenette_vgg16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4", "model.hidden=[32, 32]"],
     "imagenette_resnet50": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4"],
+    "imagenette_vgg16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4", "model.hidden=[32, 32]"],
     "imagenette_vit_b16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=24", "model.layers=2"],
     "mnist_robust": ["task.evaluate_steps=2"],
-    "mnist_trades": ["task.evaluate_steps=2"],
     "mnist_scenes_unet": ["data.train=64", "data.validation=16", "data.test=16", "model.width=4"],
+    "mnist_trades": ["task.evaluate_steps=2"],
 }
 """What is smaller in the suite: sizes, batches and paths, nothing else."""
 
