@@ -4,6 +4,7 @@ Where there is no terminal, the line becomes plain log lines, at most one a few 
 """
 
 import time
+from collections import deque
 from typing import Any
 
 from rich.console import Console
@@ -80,7 +81,8 @@ class ProgressLine:
         """
         self._console, self._steps, self._batch = console, steps, batch
         self._flops, self._peak, self._watch = flops, peak, watch
-        self._since = (time.perf_counter(), at)
+        # Metrics are read one interval late, the last two at once: the rate is taken over several.
+        self._past = deque([(time.perf_counter(), at)], maxlen=5)
         self._last_line, self._best = 0.0, ""
         self._live = None
         if console.is_terminal:
@@ -105,8 +107,8 @@ class ProgressLine:
         if all(map(by_parameter, values)):
             return
         now = time.perf_counter()
-        seconds, steps = now - self._since[0], step - self._since[1]
-        self._since = now, step
+        seconds, steps = now - self._past[0][0], step - self._past[0][1]
+        self._past.append((now, step))
         rate = steps / seconds if seconds > 0 else 0.0
         losses = [name for name in values if name.endswith("loss")]  # a task of several players has several
         parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in losses]
