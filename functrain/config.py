@@ -93,6 +93,15 @@ Part = Annotated[SkipJsonSchema[Any], BeforeValidator(_assembled)]
 """A field that no config text may set: `experiment.build` fills it (a task's model and learner)."""
 
 
+def off(number: Any) -> bool:
+    """Whether a setting is off: a Python zero. A traced zero is a value like any other (see functrain.train.hyper).
+
+    >>> off(0.0), off(0.1)
+    (True, False)
+    """
+    return isinstance(number, (int, float)) and number == 0
+
+
 def kinds(*classes: type, default: str | None = None) -> Any:
     """The union of config classes told apart by their `kind`; `default` is assumed where the text names none."""
 

@@ -215,15 +215,15 @@ def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh)
 
 def _check_augment(feed: Augmented, task: Any) -> None:
     """Raises a ConfigError where the data are not what an augmentation changes, or the task not one of mixed labels."""
-    for i in range(len(feed.augments)):
-        part = dataclasses.replace(feed, augments=feed.augments[: i + 1])
+    batch = jax.eval_shape(feed.feed.batch, feed.window(0, 1), np.int32(0))
+    for i, augment in enumerate(feed.augments):
+        where = f"augment.{i}: {augment.kind}"
         try:
-            batch = jax.eval_shape(lambda window, part=part: part.batch(window, np.int32(0)), feed.window(0, 1))
+            batch = jax.eval_shape(lambda batch, augment=augment: augment.apply(batch, key=jax.random.key(0)), batch)
         except ValueError as error:
-            raise ConfigError(f"augment.{i}: {feed.augments[i].kind}: {error}") from None
+            raise ConfigError(f"{where}: {error}") from None
         if "share" in batch and not getattr(task, "mixes", False):
-            kind = feed.augments[i].kind
-            raise ConfigError(f"augment.{i}: {kind} mixes labels; task.kind = {task.kind!r} has no loss of them")
+            raise ConfigError(f"{where} mixes labels; task.kind = {task.kind!r} has no loss of them")
 
 
 def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.sharding.Mesh) -> InOrder:

@@ -3,7 +3,7 @@
 Every one computes in at least float32, takes a `mask` (or weights) that leads the shape of its elements, and refuses
 arrays whose shapes would have to be broadcast.
 
-classes         cross_entropy  focal  hinge  crammer_singer
+classes         cross_entropy  focal  hinge  crammer_singer  dice
 yes or no       binary_cross_entropy  binary_focal  binary_hinge
 numbers         squared_error  absolute_error  huber
 distributions   kl_divergence
@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from functrain import tree
+from functrain.config import off
 from functrain.metrics import Mean, mean_of
+from functrain.metrics.accumulators import over
 
 # -- classes --------------------------------------------------------------------------------------
 
@@ -46,7 +48,7 @@ def cross_entropy(
     """
     logits = _with_classes(logits, labels)
     mean = _mean_by_class(optax.softmax_cross_entropy_with_integer_labels(logits, labels), labels, mask, class_weights)
-    if _is_off(smoothing):
+    if off(smoothing):
         return mean
     each = -jax.nn.log_softmax(logits)
     uniform = mean_of((each if class_weights is None else each * jnp.asarray(class_weights, each.dtype)).mean(-1), mask)
@@ -113,6 +115,50 @@ def crammer_singer(logits: jax.Array, labels: jax.Array, *, mask: jax.Array | No
     0.5
     """
     return mean_of(optax.losses.multiclass_hinge_loss(_with_classes(logits, labels), labels), mask)
+
+
+def dice(
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    smoothing: Any = 1.0,
+    background: bool = True,
+) -> Mean:
+    """The soft Dice loss of each example, 1 - mean over c of (2 sum_i p_ic t_ic + s) / (sum_i p_ic + sum_i t_ic + s).
+
+    p is the softmax of the logits, t is 1 at the label's class and 0 elsewhere, s the smoothing, i runs over the pixels
+    of one example (Milletari et al. 2016, section 3, by class and with plain sums for their squares). An example
+    counts once, so that over micro-batches it adds exactly; sums over the pixels of a whole batch would not.
+
+    Args:
+      logits: [batch, ..., classes].
+      labels: [batch, ...] integers in [0, classes).
+      mask: weights that lead the labels' shape, [batch] or of pixels; None counts all. An example weighs as much as its
+        heaviest pixel; inside it the pixels weigh against one another.
+      smoothing: above 0; a class that neither is there nor is predicted then has Dice 1.
+      background: whether class 0 is among the classes.
+
+    >>> labels = jnp.array([[0, 1, 1, 1]])
+    >>> dice(20 * jax.nn.one_hot(labels, 2), labels).value.round(4)   # all right
+    np.float32(0.0)
+    >>> dice(jnp.zeros((1, 4, 2)), labels).value.round(4)   # 1 - ((1 + 1) / (3 + 1) + (3 + 1) / (5 + 1)) / 2
+    np.float32(0.4167)
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape}: expected labels {logits.shape[:-1]}")
+    classes = logits.shape[-1]
+    if classes < 2 and not background:
+        raise ValueError("dice: one class alone, and it is the background")
+    weights = over(mask, labels).reshape(len(labels), -1)
+    heaviest = weights.max(1)
+    within = (weights / jnp.where(heaviest > 0, heaviest, 1)[:, None])[..., None]
+    said = jax.nn.softmax(tree.wide(logits)).reshape(len(labels), -1, classes)
+    said = jnp.where(within > 0, said * within, 0)
+    true = jax.nn.one_hot(labels.reshape(len(labels), -1), classes, dtype=said.dtype)
+    both, each = (said * true).sum(1), (said + within * true).sum(1)
+    share = (2 * both + smoothing) / (each + smoothing)
+    return mean_of(1 - (share if background else share[:, 1:]).mean(-1), heaviest)
 
 
 # -- yes or no ------------------------------------------------------------------------------------
@@ -289,7 +335,7 @@ def triplet(
     np.float32(0.5)
     """
     anchors, positives, negatives = _alike(anchors=anchors, positives=positives, negatives=negatives)
-    near, far = _length(anchors - positives + epsilon), _length(anchors - negatives + epsilon)
+    near, far = length(anchors - positives + epsilon), length(anchors - negatives + epsilon)
     return mean_of(jax.nn.relu(near - far + margin), mask)
 
 
@@ -311,7 +357,7 @@ def contrastive(
     """
     a, b = _alike(a=a, b=b)
     _alike(pairs=a[..., 0], same=same)
-    distance = _length(a - b)
+    distance = length(a - b)
     apart = jax.nn.relu(margin - distance) ** 2 / 2
     return mean_of(jnp.where(same > 0, jnp.square(a - b).sum(-1) / 2, apart), mask)
 
@@ -332,7 +378,7 @@ def info_nce(queries: jax.Array, keys: jax.Array, *, mask: jax.Array | None = No
     """
     queries, keys = _alike(queries=queries, keys=keys)
     counted = _counted(mask, len(keys))
-    similar = _directions(queries, counted) @ _directions(keys, counted).T / temperature
+    similar = _counted_directions(queries, counted) @ _counted_directions(keys, counted).T / temperature
     return _own_among(similar, jnp.arange(len(keys)), counted[None, :], mask)
 
 
@@ -354,12 +400,32 @@ def nt_xent(first: jax.Array, second: jax.Array, *, mask: jax.Array | None = Non
     n = len(first)
     mask = None if mask is None else jnp.concatenate([mask, mask])
     counted = _counted(mask, 2 * n)
-    views = _directions(jnp.concatenate([first, second]), counted)
+    views = _counted_directions(jnp.concatenate([first, second]), counted)
     among = counted[None, :] & ~jnp.eye(2 * n, dtype=bool)
     return _own_among(views @ views.T / temperature, (jnp.arange(2 * n) + n) % (2 * n), among, mask)
 
 
 # -- helpers --------------------------------------------------------------------------------------
+
+
+def length(x: jax.Array) -> jax.Array:
+    """|x| over the last axis, with slope 0 at 0.
+
+    >>> length(jnp.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
+    [5.0, 0.0]
+    """
+    squared = jnp.square(x).sum(-1)
+    some = squared > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, squared, 1)), 0)
+
+
+def directions(x: jax.Array) -> jax.Array:
+    """Each vector of the last axis over its length; lengths below 1e-8 count as 1e-8.
+
+    >>> directions(jnp.array([[0.0, 4.0], [0.0, 0.0]])).tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
+    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
 
 
 def weighted(mask: jax.Array | None, weight: jax.Array | None) -> jax.Array | None:
@@ -377,10 +443,6 @@ def weighted(mask: jax.Array | None, weight: jax.Array | None) -> jax.Array | No
     if weight.shape != mask.shape[:1]:
         raise ValueError(f"weight {weight.shape} does not lead the mask's shape {mask.shape}")
     return tree.wide(mask) * tree.wide(weight).reshape(-1, *[1] * (mask.ndim - 1))
-
-
-def _is_off(x):
-    return isinstance(x, (int, float)) and x == 0
 
 
 def _alike(**arrays):
@@ -411,17 +473,9 @@ def _by_target(losses, targets, positive_weight):
     return losses * jnp.where(targets > 0, jnp.asarray(positive_weight, losses.dtype), 1)
 
 
-def _length(x):
-    """|x| over the last axis, with slope 0 at 0."""
-    squared = jnp.square(x).sum(-1)
-    some = squared > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, squared, 1)), 0)
-
-
-def _directions(x, counted):
-    """Each vector over its norm, zero where it is not counted; norms below 1e-8 count as 1e-8."""
-    x = jnp.where(counted[:, None], x, 0)
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
+def _counted_directions(x, counted):
+    """Each vector's direction, zero where it is not counted."""
+    return directions(jnp.where(counted[:, None], x, 0))
 
 
 def _counted(mask, n):

@@ -280,14 +280,14 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         figures.curves({out.name: lines}, out / "figures" / "curves.png")
         if shown:
             figures.draw(read(pooled(metrics)), out / "figures", f"{shown}, step {chosen}")
-            _draw_examples(built, compiled.program.members(train_state)[0], shown, out / "figures")
+            _draw_predictions(built, compiled.program.members(train_state)[0], shown, out / "figures")
     return result
 
 
 _DRAWN = 16
 
 
-def _draw_examples(built: Built, train_state: Any, split: str, folder: Path) -> None:
+def _draw_predictions(built: Built, train_state: Any, split: str, folder: Path) -> None:
     """What the model makes of the first examples of a split, where the task draws that."""
     if not hasattr(built.task, "draw") or built.config.data is None:
         return

@@ -10,7 +10,7 @@ from float64 import agree, draw
 from helpers import gap, metrics_of, train
 from small_data import idx, write_mnist
 
-from functrain import tree
+from functrain import losses, tree
 from functrain.config import ConfigError, parse
 from functrain.data import Dataset, InOrder, Memory, dataset
 from functrain.data.scenes import MnistScenes
@@ -21,7 +21,7 @@ from functrain.models.unet import UNet
 from functrain.models.vit import ViT
 from functrain.observe.segmentation_figure import segmentation_picture
 from functrain.optim import AdamW, Learner, objective
-from functrain.tasks.segmentation import Segmentation, dice_loss
+from functrain.tasks.segmentation import Segmentation
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -114,7 +114,7 @@ def test_dice_loss_is_its_formula(masked, background):
     }[masked]
 
     def loss(logits):
-        made = dice_loss(jnp.asarray(logits), jnp.asarray(labels), mask=mask, smoothing=0.5, background=background)
+        made = losses.dice(jnp.asarray(logits), jnp.asarray(labels), mask=mask, smoothing=0.5, background=background)
         return made.total / made.count
 
     flat = logits.reshape(4, 15, 4), labels.reshape(4, 15)
@@ -127,9 +127,9 @@ def test_dice_loss_is_its_formula(masked, background):
 
 def test_dice_loss_refuses():
     with pytest.raises(ValueError, match="expected labels"):
-        dice_loss(jnp.zeros((2, 4, 3)), jnp.zeros((2, 5), int))
+        losses.dice(jnp.zeros((2, 4, 3)), jnp.zeros((2, 5), int))
     with pytest.raises(ValueError, match="background"):
-        dice_loss(jnp.zeros((2, 4, 1)), jnp.zeros((2, 4), int), background=False)
+        losses.dice(jnp.zeros((2, 4, 1)), jnp.zeros((2, 4), int), background=False)
 
 
 # -- the task -------------------------------------------------------------------------------------
@@ -192,7 +192,9 @@ def test_metrics_skip_what_is_ignored():
     assert metrics["overlap"].iou("none")[1] == pytest.approx(
         ((predicted == 1) & (y == 1) & counted).sum() / (((predicted == 1) | (y == 1)) & counted).sum()
     )
-    plain = dice_loss(outputs, jnp.where(batch["y"] == 255, 0, batch["y"]), mask=jnp.asarray(counted), background=False)
+    plain = losses.dice(
+        outputs, jnp.where(batch["y"] == 255, 0, batch["y"]), mask=jnp.asarray(counted), background=False
+    )
     assert found["dice_loss"] == pytest.approx(0.5 * float(plain.value))
     assert float(plain.count) == 3  # of 6 examples two are masked, one is ignored
     assert "overlap" not in task.loss(outputs, batch, train=True)[1]

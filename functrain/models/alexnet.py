@@ -1,6 +1,5 @@
 """AlexNet (Krizhevsky, Sutskever, Hinton 2012) in the form without groups of Krizhevsky 2014, which torchvision has."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import jax
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import conv, dropout, initializers, linear, pool
 from functrain.models import torch_layout
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 _KERNELS = (5, 3, 3, 3)
 _SMALLEST = {"imagenet": 63, "small": 15}
@@ -56,11 +55,7 @@ class AlexNet:
             raise ConfigError(
                 f"model.kind: alexnet takes images from {smallest} x {smallest} up; the data has {list(inputs)}{small}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "AlexNet":
         """The config is the model."""

@@ -14,10 +14,11 @@ The config of a model has two more, which fit it to data and turn it into the mo
     build()                -> model     the config itself, unless the model comes from elsewhere
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 
@@ -46,6 +47,18 @@ def fill(name: str, given: Any, found: Any) -> Any:
         given, found = (list(v) if isinstance(v, tuple) else v for v in (given, found))
         raise ConfigError(f"{name}: found {given}, but the data has {found}; leave the key out")
     return found
+
+
+M = TypeVar("M")
+
+
+def fitted(model: M, inputs: tuple[int, ...], outputs: int) -> M:
+    """The config of a model with its ends, `inputs` and `outputs`, fitted to the data."""
+    ends = {
+        "inputs": fill("model.inputs", model.inputs, tuple(inputs)),  # pyright: ignore[reportAttributeAccessIssue]
+        "outputs": fill("model.outputs", model.outputs, outputs),  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    return dataclasses.replace(model, **ends)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

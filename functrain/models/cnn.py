@@ -1,6 +1,5 @@
 """A plain convolutional network: stages of 3 x 3 convolution and pooling, then linear layers."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import jax
 
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import activations, batch_norm, conv, dropout, linear, pool
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -47,11 +46,7 @@ class CNN:
                 f"model.kind: cnn with {len(self.channels)} stages takes images from {smallest} x {smallest} up; "
                 f"the data has examples of {list(inputs)}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "CNN":
         """The config is the model."""

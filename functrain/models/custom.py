@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from functrain import custom
 from functrain.config import ConfigError, Count, Size, Text, configclass
-from functrain.models.base import Pure, fill
+from functrain.models.base import Pure, fitted
 
 
 @configclass
@@ -24,11 +24,7 @@ class CustomModel:
 
     def sized(self, inputs: tuple[int, ...], outputs: int) -> "CustomModel":
         """The model with its ends fitted to the data."""
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> Any:
         """What `target` returns: an object with `init` and `apply`, or a pair wrapped as `Pure`."""

@@ -4,7 +4,6 @@ Every place of a feature pyramid says, for the point of the image at its centre,
 far the four sides of its box are, and how good that box is.
 """
 
-import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from functrain import tree
 from functrain.config import ConfigError, Count, Positive, Size, configclass
 from functrain.layers import batch_norm, conv, group_norm
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 class Points(NamedTuple):
@@ -98,11 +97,7 @@ class FCOS:
                 f"model.kind: fcos of strides {list(self.strides)} takes images from {self.strides[0]} x "
                 f"{self.strides[0]} up; the data has examples of {list(inputs)}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "FCOS":
         """The config is the model."""

@@ -18,7 +18,7 @@ from flax import core
 
 from functrain import custom
 from functrain.config import ConfigError, Count, Size, Text, configclass
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 InputDtype = Literal["float32", "int32"]
 
@@ -41,11 +41,7 @@ class FlaxModel:
 
     def sized(self, inputs: tuple[int, ...], outputs: int) -> "FlaxModel":
         """The model with its ends fitted to the data."""
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> Any:
         """The module as a model (see `adapt`).

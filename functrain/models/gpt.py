@@ -1,6 +1,5 @@
 """GPT: the decoder-only transformer of GPT-2 (Radford et al. 2019), in the shape of nanoGPT."""
 
-import dataclasses
 import math
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import activations, attention, dropout, embedding, initializers, layer_norm, linear
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -46,11 +45,7 @@ class GPT:
         """The model with its ends fitted to the data."""
         if len(inputs) != 1:
             raise ConfigError(f"model.kind: gpt takes sequences of tokens; the data has {list(inputs)}")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "GPT":
         """The config is the model."""

@@ -1,13 +1,12 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998, section II.B), as it is built today."""
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
 
 from functrain.config import ConfigError, Count, Size, configclass
 from functrain.layers import activations, conv, linear, pool
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -37,11 +36,7 @@ class LeNet:
         """The model with its ends fitted to the data."""
         if len(inputs) not in (2, 3) or min(inputs[:2]) < 16:
             raise ConfigError(f"model.kind: lenet takes images from 16 x 16 up; the data has {list(inputs)}")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "LeNet":
         """The config is the model."""

@@ -1,6 +1,5 @@
 """The multi-layer perceptron: linear layers with an activation between them."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import jax
 
 from functrain.config import Count, Fraction, Size, configclass
 from functrain.layers import activations, dropout, initializers, layer_norm, linear
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -43,11 +42,7 @@ class MLP:
 
     def sized(self, inputs: tuple[int, ...], outputs: int) -> "MLP":
         """The model with its ends fitted to the data."""
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "MLP":
         """The config is the model."""

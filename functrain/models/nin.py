@@ -1,6 +1,5 @@
 """Network in Network (Lin, Chen, Yan 2014): small perceptrons slide over the image, and no linear layer ends it."""
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import conv, dropout, pool
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -39,11 +38,7 @@ class NIN:
         """The model with its ends fitted to the data."""
         if len(inputs) not in (2, 3) or min(inputs[:2]) < 4:
             raise ConfigError(f"model.kind: nin takes images from 4 x 4 up; the data has {list(inputs)}")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "NIN":
         """The config is the model."""

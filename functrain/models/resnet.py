@@ -1,6 +1,5 @@
 """Residual networks (He, Zhang, Ren, Sun 2016): ResNet for large images, and the thin ones for CIFAR."""
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from functrain.config import ConfigError, Count, Size, configclass
 from functrain.layers import batch_norm, conv, linear, pool
 from functrain.models import torch_layout
 from functrain.models.alexnet import uniform
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 """Blocks of each stage: table 1 of the paper."""
@@ -57,11 +56,7 @@ class ResNet:
             raise ConfigError(
                 f"model.kind: resnet takes images from {smallest} x {smallest} up; the data has {list(inputs)}{small}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "ResNet":
         """The config is the model."""
@@ -166,11 +161,7 @@ class CIFARResNet:
         """The model with its ends fitted to the data."""
         if len(inputs) not in (2, 3) or min(inputs[:2]) < 3:
             raise ConfigError(f"model.kind: cifar_resnet takes images from 3 x 3 up; the data has {list(inputs)}")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "CIFARResNet":
         """The config is the model."""

@@ -1,6 +1,5 @@
 """Convolutions with strides and no pooling, then linear layers: small and quick."""
 
-import dataclasses
 import itertools
 import math
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import jax
 
 from functrain.config import ConfigError, Count, Size, configclass
 from functrain.layers import activations, conv, linear
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -53,11 +52,7 @@ class StridedCNN:
             raise ConfigError(f"model.kind: strided_cnn takes images; the data has examples of {list(inputs)}")
         if min(self._shrunk(inputs)) < 1:
             raise ConfigError(f"model.strides: nothing is left of images of {list(inputs)}; expected smaller ones")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "StridedCNN":
         """The config is the model."""

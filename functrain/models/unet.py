@@ -1,6 +1,5 @@
 """U-Net (Ronneberger, Fischer, Brox 2015), padded so that what comes out has the size of what goes in."""
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from functrain.config import ConfigError, Count, Size, configclass
 from functrain.layers import batch_norm, conv, pool
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 
 @configclass
@@ -47,11 +46,7 @@ class UNet:
                 f"model.levels: found {self.levels}; {2**self.levels} does not divide the images' "
                 f"{inputs[0]} x {inputs[1]}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "UNet":
         """The config is the model."""

@@ -1,6 +1,5 @@
 """VGG (Simonyan, Zisserman 2015): stages of 3 x 3 convolutions, each followed by pooling, then linear layers."""
 
-import dataclasses
 import itertools
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from jax.nn import initializers as jax_initializers
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import batch_norm, conv, dropout, linear, pool
 from functrain.models import torch_layout
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Convolutions of each stage: table 1 of the paper, columns A, B, D and E."""
@@ -53,11 +52,7 @@ class VGG:
         """The model with its ends fitted to the data."""
         if len(inputs) not in (2, 3) or min(inputs[:2]) < 32:
             raise ConfigError(f"model.kind: vgg takes images from 32 x 32 up; the data has {list(inputs)}")
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "VGG":
         """The config is the model."""

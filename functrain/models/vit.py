@@ -1,6 +1,5 @@
 """ViT, the Vision Transformer (Dosovitskiy et al. 2021), with the mathematics of torchvision's."""
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.layers import activations, attention, conv, dropout, initializers, layer_norm, linear
-from functrain.models.base import fill
+from functrain.models.base import fitted
 
 _EPSILON = 1e-6
 _PARTS = {
@@ -69,11 +68,7 @@ class ViT:
             raise ConfigError(
                 f"model.patch: found {self.patch}; it does not divide the images' {inputs[0]} x {inputs[1]}"
             )
-        return dataclasses.replace(
-            self,
-            inputs=fill("model.inputs", self.inputs, tuple(inputs)),
-            outputs=fill("model.outputs", self.outputs, outputs),
-        )
+        return fitted(self, inputs, outputs)
 
     def build(self) -> "ViT":
         """The config is the model."""

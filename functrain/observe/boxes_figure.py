@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from functrain.observe.figures import _figure, _save
+from functrain.observe.figures import new_figure, save_figure
 
 _SIDE = 3.4
 
@@ -38,7 +38,7 @@ def draw_boxes(
     n, height, width = images.shape[:3]
     columns = max(1, min(columns, n))
     rows = -(-n // columns)
-    figure, axes = _figure(rows, columns, (_SIDE * columns, _SIDE * rows * height / width))
+    figure, axes = new_figure(rows, columns, (_SIDE * columns, _SIDE * rows * height / width))
     for i, axis in enumerate(axes.flat):
         axis.set_axis_off()
         if i >= n:
@@ -62,7 +62,7 @@ def draw_boxes(
                     colour = f"C{int(label) % 10}"
                     _edge(axis, box, color=colour, linewidth=1.3)
                     _write(axis, box, f"{names[int(label)]} {score:.2f}", colour)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _edge(axis, box, **style):

@@ -12,7 +12,8 @@ _WIDTH = 4.8
 _COLOURS = {"train": "#8a8a8a", "validation": "#0b6e99"}
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **grid: Any):
+def new_figure(rows: int, columns: int, size: tuple[float, float], **grid: Any) -> tuple[Any, Any]:
+    """A figure of panels, and they, [rows, columns]. size: in inches; grid: further settings of the panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # late, and without pyplot's global state
     from matplotlib.figure import Figure
 
@@ -34,7 +35,7 @@ def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
             names += [n for n in line if n not in ("step", "split", *names) and not n.endswith("_deviation")]
     columns = min(len(names), 2) or 1
     rows = max(1, -(-len(names) // columns))
-    figure, axes = _figure(rows, columns, (_WIDTH * columns, 3.2 * rows))
+    figure, axes = new_figure(rows, columns, (_WIDTH * columns, 3.2 * rows))
     several = len(runs) > 1
     for name, axis in zip(names, axes.flat):
         values = []
@@ -63,7 +64,7 @@ def curves(runs: dict[str, Sequence[dict[str, Any]]], path: Path) -> None:
             axis.legend(fontsize=8, frameon=False)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw(metrics: Mapping[str, Any], folder: Path, title: str = "") -> list[Path]:
@@ -99,7 +100,7 @@ def confusion(counts: Any, path: Path, title: str = "") -> None:
     counts = counts.value if isinstance(counts, Confusion) else counts
     classes = len(counts)
     side = max(3.6, min(14.0, 0.42 * classes + 1.4))
-    figure, axes = _figure(1, 1, (side, side))
+    figure, axes = new_figure(1, 1, (side, side))
     axis = axes[0, 0]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -119,7 +120,7 @@ def confusion(counts: Any, path: Path, title: str = "") -> None:
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     axis.set_title(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 _LABELS_DRAWN = 10
@@ -135,7 +136,7 @@ def roc(scores: Scores, path: Path, title: str = "") -> None:
     axis.set_xlabel("false positive rate", fontsize=9)
     axis.set_ylabel("true positive rate", fontsize=9)
     _legend(axis, "lower right", len(scores.counts))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def precision_recall(scores: Scores, path: Path, title: str = "") -> None:
@@ -152,7 +153,7 @@ def precision_recall(scores: Scores, path: Path, title: str = "") -> None:
     axis.set_xlabel("recall", fontsize=9)
     axis.set_ylabel("precision", fontsize=9)
     _legend(axis, "lower left", len(labels))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def calibration(found: Calibration, path: Path, title: str = "") -> None:
@@ -161,7 +162,7 @@ def calibration(found: Calibration, path: Path, title: str = "") -> None:
     Of several labels the first ten have a line each.
     """
     labels = 1 if np.ndim(found.count) == 1 else len(found.count)
-    figure, axes = _figure(2, 1, (_width(labels), 5.6), height_ratios=(3, 1), sharex=True)
+    figure, axes = new_figure(2, 1, (_width(labels), 5.6), height_ratios=(3, 1), sharex=True)
     above, below = axes[:, 0]
     above.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=1, linestyle="--", label="calibrated")
     probability, held, count = (np.atleast_2d(x) for x in found.curve())
@@ -182,7 +183,7 @@ def calibration(found: Calibration, path: Path, title: str = "") -> None:
     below.set_ylabel("count", fontsize=9)
     for axis in (above, below):
         _plain(axis)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def schedule(rates: Mapping[str, Any], path: Path) -> None:
@@ -190,7 +191,7 @@ def schedule(rates: Mapping[str, Any], path: Path) -> None:
 
     rates: player -> [steps], from step 0 on.
     """
-    figure, axes = _figure(1, 1, (_WIDTH * 1.3, 3.2))
+    figure, axes = new_figure(1, 1, (_WIDTH * 1.3, 3.2))
     axis = axes[0, 0]
     for player, values in rates.items():
         axis.plot(np.arange(len(values)), np.asarray(values), linewidth=1.4, label=player)
@@ -200,7 +201,7 @@ def schedule(rates: Mapping[str, Any], path: Path) -> None:
     axis.set_ylabel("learning rate", fontsize=9)
     axis.set_ylim(bottom=0)
     _plain(axis)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def learning_rate_finder(rates: Any, losses: Any, suggestion: float | None, path: Path) -> None:
@@ -211,7 +212,7 @@ def learning_rate_finder(rates: Any, losses: Any, suggestion: float | None, path
     rates, losses = np.asarray(rates, np.float64), np.asarray(losses, np.float64)
     there = np.isfinite(losses)
     rates, losses = rates[there], losses[there]
-    figure, axes = _figure(1, 1, (_WIDTH * 1.3, 3.4))
+    figure, axes = new_figure(1, 1, (_WIDTH * 1.3, 3.4))
     axis = axes[0, 0]
     axis.plot(rates, losses, linewidth=1.4, color=_COLOURS["validation"])
     if len(losses):
@@ -225,7 +226,7 @@ def learning_rate_finder(rates: Any, losses: Any, suggestion: float | None, path
     axis.set_xlabel("learning rate", fontsize=9)
     axis.set_ylabel("loss", fontsize=9)
     _plain(axis)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _by_label(scores):
@@ -247,7 +248,7 @@ def _legend(axis, inside, labels):
 
 def _square(title, labels):
     """A panel of shares against shares, with room beside it where there are several labels."""
-    figure, axes = _figure(1, 1, (_width(labels), _WIDTH))
+    figure, axes = new_figure(1, 1, (_width(labels), _WIDTH))
     axis = axes[0, 0]
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.02, 1.02)
@@ -263,6 +264,7 @@ def _plain(axis):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure, path):
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure as a PNG; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from functrain.observe.figures import _figure, _save
+from functrain.observe.figures import new_figure, save_figure
 
-_DPI = 130  # of `_save`
+_DPI = 130  # of `save_figure`
 _CELL, _GAP, _WIDEST = 112, 3, 2400  # in pixels: a small image is drawn about so large; the picture at most so wide
 _POINTS = 6  # of text
 
@@ -56,7 +56,7 @@ def grid(
         canvas[top : top + height, left : left + width] = image
 
     size, shrink = canvas.shape[:2], min(1, _WIDEST / canvas.shape[1])
-    figure, axes = _figure(1, 1, (size[1] * shrink / _DPI, size[0] * shrink / _DPI))
+    figure, axes = new_figure(1, 1, (size[1] * shrink / _DPI, size[0] * shrink / _DPI))
     figure.set_layout_engine("none")  # so that no margin makes the squares unequal
     axis = axes[0, 0]
     axis.set_position((0, 0, 1, 1))
@@ -77,4 +77,4 @@ def grid(
                 axis.text(x0, y0, labels[i][j], bbox=back, **style)
     axis.set_xlim(0, size[1])
     axis.set_ylim(size[0], 0)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from functrain.observe.figures import _figure, _save
+from functrain.observe.figures import new_figure, save_figure
 
 _MOST = 8
 """Images drawn, a column each."""
@@ -25,7 +25,7 @@ def segmentation_picture(x: Any, labels: Any, predicted: Any, path: Path) -> Non
     colours = _colours()
     maps = (np.where((m >= 0) & (m < len(colours) - 1), m, -1).astype(int) for m in (labels, predicted))
     rows = [x, *(colours[m] for m in maps)]
-    figure, axes = _figure(3, len(x), (1.4 * len(x) + 1.1, 4.4))
+    figure, axes = new_figure(3, len(x), (1.4 * len(x) + 1.1, 4.4))
     for row, (name, pictures) in enumerate(zip(("image", "truth", "predicted"), rows)):
         for axis, picture in zip(axes[row], pictures):
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -35,7 +35,7 @@ def segmentation_picture(x: Any, labels: Any, predicted: Any, path: Path) -> Non
     there = [int(c) for c in np.union1d(labels, predicted) if 0 <= c < len(colours) - 1]
     patches = [Patch(facecolor=colours[c], edgecolor="#8a8a8a", label=str(c)) for c in there]
     figure.legend(handles=patches, loc="outside right center", fontsize=8, frameon=False, title="class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _colours():

@@ -28,16 +28,11 @@ from typing import Any, TypeVar
 import optax
 
 from functrain import tree
-from functrain.config import ConfigError, Count, Fraction, NonNegative, Positive, Text, configclass
+from functrain.config import ConfigError, Count, Fraction, NonNegative, Positive, Text, configclass, off
 from functrain.optim import transforms
 from functrain.optim.schedules import AnySchedule, Constant
 
 S = TypeVar("S")
-
-
-def off(number: Any) -> bool:
-    """Whether a setting is off: a Python zero. A traced zero is a value like any other."""
-    return isinstance(number, (int, float)) and number == 0
 
 
 def matches(patterns: Iterable[str], path: str) -> bool:

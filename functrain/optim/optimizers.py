@@ -11,10 +11,10 @@ import optax
 from pydantic import Field
 
 from functrain import tree
-from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, configclass, kinds
+from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, configclass, kinds, off
 from functrain.optim import preconditioners, transforms
 from functrain.optim.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam, RAdamW
-from functrain.optim.chain import Chain, Decoupled, matches, off
+from functrain.optim.chain import Chain, Decoupled, matches
 from functrain.optim.foreign import Optax
 from functrain.optim.schedules import Plateau
 

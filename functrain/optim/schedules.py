@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from functrain.config import Count, Fraction, NonNegative, Positive, Size, configclass, kinds
+from functrain.config import Count, Fraction, NonNegative, Positive, Size, configclass, kinds, off
 from functrain.optim import transforms
 
 
@@ -223,7 +223,7 @@ class WSD(_Schedule):
 
     def after(self, count):
         """final + (1 - final) shape(p)."""
-        if isinstance(self.decay, (int, float)) and self.decay == 0:
+        if off(self.decay):
             return jnp.ones_like(count)
         length = self.decay * self.steps
         p = jnp.clip((count - (self.steps - length)) / jnp.maximum(length, 1e-6), 0, 1)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from functrain import losses, tree
-from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass
+from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass, off
 from functrain.metrics import calibration_of, confusion_of, mean_of, top_k
 from functrain.tasks.base import OneLoss
 
@@ -39,8 +39,7 @@ class Classification(OneLoss):
     mixes = True  # whether the loss knows labels that mixup and cutmix have mixed
 
     def __post_init__(self):
-        off = isinstance(self.label_smoothing, (int, float)) and self.label_smoothing == 0
-        if self.criterion != "cross_entropy" and not off:
+        if self.criterion != "cross_entropy" and not off(self.label_smoothing):
             raise ValueError(f"label_smoothing: goes with criterion = cross_entropy alone; found {self.criterion}")
 
     def outputs(self, dataset) -> int:

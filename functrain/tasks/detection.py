@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from functrain import boxes as box
 from functrain import losses, tree
-from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass
+from functrain.config import ConfigError, Fraction, NonNegative, Part, Size, configclass, off
 from functrain.metrics import Mean, mean_of
 from functrain.metrics.detection import Detections
 from functrain.observe.boxes_figure import draw_boxes
@@ -89,7 +89,7 @@ class Detection(OneLoss):
         weights = jnp.ones(len(positive)) if mask is None else mask
         positives = positive * weights[:, None]
         hot = jax.nn.one_hot(jnp.where(positive, labels, -1), outputs["classes"].shape[-1])
-        alpha = None if _is_off(self.alpha) else self.alpha
+        alpha = None if off(self.alpha) else self.alpha
         counts = counted * weights[:, None]
         focal = losses.binary_focal(outputs["classes"], hot, mask=counts, alpha=alpha, gamma=self.gamma)
         # An image without objects counts as one point: a count of the whole batch alone would not add up.
@@ -123,7 +123,7 @@ class Detection(OneLoss):
         inside = sides.min(-1) > 0
         farthest = sides.max(-1)
         fits = inside & (farthest >= points.ranges[:, :1]) & (farthest <= points.ranges[:, 1:])
-        if not _is_off(self.radius):
+        if not off(self.radius):
             middle = (boxes[:, :2] + boxes[:, 2:]) / 2
             away = jnp.abs(points.centres[:, None] - middle).max(-1)
             fits &= away < self.radius * points.strides[:, None]
@@ -193,7 +193,3 @@ def centreness(distances: jax.Array) -> jax.Array:
     """
     low, high = (f(distances[..., :2], distances[..., 2:]) for f in (jnp.minimum, jnp.maximum))
     return jnp.sqrt((low / high).prod(-1))
-
-
-def _is_off(x):
-    return isinstance(x, (int, float)) and x == 0

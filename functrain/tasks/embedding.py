@@ -71,7 +71,7 @@ class Embedding(OneLoss):
     def full_loss(self, params, state, batch, *, key, train):
         """The criterion of the batch's embeddings; in evaluation with the embeddings themselves as metric."""
         outputs, state = self.model.apply(params["model"], state, batch["x"], key=key, train=train)
-        embeddings, labels, mask = _directions(tree.wide(outputs)), batch["y"], batch.get("mask")
+        embeddings, labels, mask = losses.directions(tree.wide(outputs)), batch["y"], batch.get("mask")
         metrics = {}
         if not train:
             counts = jnp.ones(labels.shape) if mask is None else mask
@@ -92,7 +92,9 @@ class Embedding(OneLoss):
             return self.model.apply(params["model"], state, batch["x"], key=key, train=False)[0]
 
         weights = self.learner.weights(train_state.players["model"])
-        return _directions(tree.wide(self.learner.precision(apply)(weights, train_state.state, {"x": x}, key=None)))
+        return losses.directions(
+            tree.wide(self.learner.precision(apply)(weights, train_state.state, {"x": x}, key=None))
+        )
 
     def predict(self, outputs) -> dict[str, Any]:
         """`embedding` [n, width]."""
@@ -134,12 +136,12 @@ def arcface(
             f"embeddings {embeddings.shape}, labels {labels.shape} and centres {centres.shape}; "
             "expected [n, features], [n] and [classes, features]"
         )
-    embeddings, centres = _directions(tree.wide(embeddings)), _directions(tree.wide(centres))
+    embeddings, centres = losses.directions(tree.wide(embeddings)), losses.directions(tree.wide(centres))
     cosines = embeddings @ centres.T
     own = centres[labels]
     cosine = (embeddings * own).sum(-1)
     # The sine as what is left of the embedding beside its centre: exact near 0, where 1 - cosine^2 is rounding.
-    sine = _length(embeddings - cosine[:, None] * own)
+    sine = losses.length(embeddings - cosine[:, None] * own)
     margin = jnp.asarray(margin, cosine.dtype)
     moved = jnp.where(
         cosine > -jnp.cos(margin),
@@ -234,16 +236,4 @@ def _compared(embeddings, labels, mask):
     counted = (weights != 0)[:, None] & (weights != 0)
     alike = labels[:, None] == labels
     same = alike & ~jnp.eye(len(labels), dtype=bool) & counted
-    return _length(x[:, None] - x), same, ~alike & counted, weights
-
-
-def _directions(x):
-    """Each vector over its norm; norms below 1e-8 count as 1e-8."""
-    return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-16))
-
-
-def _length(x):
-    """|x| over the last axis, with slope 0 at 0."""
-    squared = jnp.square(x).sum(-1)
-    some = squared > 0
-    return jnp.where(some, jnp.sqrt(jnp.where(some, squared, 1)), 0)
+    return losses.length(x[:, None] - x), same, ~alike & counted, weights

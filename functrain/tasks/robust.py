@@ -9,7 +9,7 @@ from jax import lax
 
 from functrain import losses, tree
 from functrain.autodiff import attacks
-from functrain.config import Count, Fraction, NonNegative, Part, Positive, Size, configclass
+from functrain.config import Count, Fraction, NonNegative, Part, Positive, Size, configclass, off
 from functrain.metrics import Mean, mean_of
 from functrain.tasks.base import OneLoss
 from functrain.tasks.classification import Classification
@@ -86,7 +86,7 @@ class Robust(OneLoss):
         if self.ramp:
             share = jnp.minimum((train_state.step + 1) / self.ramp, 1)
             # A step of 0.0 is automatic, and stays so: it follows epsilon.
-            step_size = self.step_size if _is_off(self.step_size) else self.step_size * share
+            step_size = self.step_size if off(self.step_size) else self.step_size * share
             task = dataclasses.replace(self, epsilon=self.epsilon * share, step_size=step_size)
         return OneLoss.update(task, train_state, batch, key=key)
 
@@ -124,7 +124,7 @@ class Robust(OneLoss):
 
     def _length(self, given, share):
         """Of a step: as given, or a share of epsilon."""
-        return self.epsilon * share if _is_off(given) else given
+        return self.epsilon * share if off(given) else given
 
     def _learned(self, params, state, batch, key, train=True):
         """Cross-entropy at a batch's x, with the model as it is learned."""
@@ -179,7 +179,3 @@ class Robust(OneLoss):
             metrics["robust_loss"] = losses.cross_entropy(logits, batch["y"], mask=weights)
             metrics["robust_accuracy"] = mean_of(logits.argmax(-1) == batch["y"], batch.get("mask"))
         return means, state, metrics
-
-
-def _is_off(x) -> bool:
-    return isinstance(x, (int, float)) and x == 0

@@ -3,61 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functrain import losses, tree
+from functrain import losses
 from functrain.config import ConfigError, Count, NonNegative, Part, configclass
 from functrain.metrics import Mean, mean_of
 from functrain.metrics.accumulators import over
 from functrain.metrics.overlap import overlap_of
 from functrain.observe.segmentation_figure import segmentation_picture
 from functrain.tasks.base import OneLoss
-
-
-def dice_loss(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    mask: jax.Array | None = None,
-    smoothing: Any = 1.0,
-    background: bool = True,
-) -> Mean:
-    """The soft Dice loss of each example, 1 - mean over c of (2 sum_i p_ic t_ic + s) / (sum_i p_ic + sum_i t_ic + s).
-
-    p is the softmax of the logits, t is 1 at the label's class and 0 elsewhere, s the smoothing, i runs over the pixels
-    of one example (Milletari et al. 2016, section 3, by class and with plain sums for their squares). An example
-    counts once, so that over micro-batches it adds exactly; sums over the pixels of a whole batch would not.
-
-    Args:
-      logits: [batch, ..., classes].
-      labels: [batch, ...] integers in [0, classes).
-      mask: weights that lead the labels' shape, [batch] or of pixels; None counts all. An example weighs as much as its
-        heaviest pixel; inside it the pixels weigh against one another.
-      smoothing: above 0; a class that neither is there nor is predicted then has Dice 1.
-      background: whether class 0 is among the classes.
-
-    >>> labels = jnp.array([[0, 1, 1, 1]])
-    >>> dice_loss(20 * jax.nn.one_hot(labels, 2), labels).value.round(4)   # all right
-    np.float32(0.0)
-    >>> dice_loss(jnp.zeros((1, 4, 2)), labels).value.round(4)   # 1 - ((1 + 1) / (3 + 1) + (3 + 1) / (5 + 1)) / 2
-    np.float32(0.4167)
-    """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {logits.shape} and labels {labels.shape}: expected labels {logits.shape[:-1]}")
-    classes = logits.shape[-1]
-    if classes < 2 and not background:
-        raise ValueError("dice_loss: one class alone, and it is the background")
-    weights = over(mask, labels).reshape(len(labels), -1)
-    heaviest = weights.max(1)
-    within = (weights / jnp.where(heaviest > 0, heaviest, 1)[:, None])[..., None]
-    said = jax.nn.softmax(tree.wide(logits)).reshape(len(labels), -1, classes)
-    said = jnp.where(within > 0, said * within, 0)
-    true = jax.nn.one_hot(labels.reshape(len(labels), -1), classes, dtype=said.dtype)
-    both, each = (said * true).sum(1), (said + within * true).sum(1)
-    dice = (2 * both + smoothing) / (each + smoothing)
-    return mean_of(1 - (dice if background else dice[:, 1:]).mean(-1), heaviest)
 
 
 @configclass
@@ -145,7 +100,7 @@ class Segmentation(OneLoss):
         if self.criterion != "dice":
             means.append(losses.cross_entropy(logits, labels, mask=mask, class_weights=self.class_weights or None))
         if self.criterion != "cross_entropy":
-            dice = dice_loss(logits, labels, mask=mask, background=self.background)
+            dice = losses.dice(logits, labels, mask=mask, background=self.background)
             means.append(Mean(self.dice_weight * dice.total, dice.count) if self.criterion == "both" else dice)
         return tuple(means)
 
