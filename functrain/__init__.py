@@ -25,6 +25,7 @@ _PARTS = (
     "config",
     "data",
     "experiment",
+    "generation",
     "layers",
     "losses",
     "metrics",

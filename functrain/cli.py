@@ -45,12 +45,33 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("input", metavar="INPUT", help=".npy, .npz, .csv or .jsonl; - reads JSON lines")
     predict.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
 
-    export = commands.add_parser("export", help="a trained model's weights as a safetensors file")
-    export.add_argument("run", metavar="RUN", type=Path)
-    export.add_argument("file", metavar="FILE.safetensors", type=Path)
-    export.add_argument(
-        "--layout", choices=("functrain", "torchvision"), default="functrain", help="whose names (default: functrain)"
+    sample = commands.add_parser(
+        "sample",
+        help="text from a trained language model, as it is made",
+        description="Goes on from a prompt; without one, from a newline, or from the vocabulary's first token where it "
+        "has none. When the model's block is full it goes on with the last half of what it saw; a model that remembers "
+        "nothing sees the last block at each token. The text goes to stdout, how fast it came to stderr.",
     )
+    sample.add_argument("run", metavar="RUN", type=Path)
+    prompt = sample.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", default="", help="what to go on from")
+    prompt.add_argument("--file", metavar="PROMPTS.txt", type=Path, help="a prompt in each line, one after another")
+    sample.add_argument("--tokens", type=int, default=200, help="how many after each prompt (default: 200)")
+    sample.add_argument("--number", type=int, default=1, help="how many texts of each prompt (default: 1)")
+    sample.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    sample.add_argument("--temperature", type=float, help="below 1 the likely grow likelier; 0 takes the likeliest")
+    sample.add_argument("--top-k", type=int, metavar="K", help="only the K likeliest tokens")
+    sample.add_argument("--top-p", type=float, metavar="P", help="only the likeliest whose probabilities add up to P")
+    sample.add_argument("--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest")
+    sample.add_argument("--repetition-penalty", type=float, metavar="F", help="above 1: what it saw grows less likely")
+    sample.add_argument("--beams", type=int, metavar="N", help="the likeliest text, by beam search, not a drawn one")
+    sample.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
+
+    export = commands.add_parser("export", help="a trained model's weights as a safetensors file, or for Hugging Face")
+    export.add_argument("run", metavar="RUN", type=Path)
+    export.add_argument("file", metavar="FILE.safetensors", type=Path, help="for huggingface and peft, a folder")
+    layouts = ("functrain", "torchvision", "huggingface", "adapter", "peft")
+    export.add_argument("--layout", choices=layouts, default="functrain", help="whose names (default: functrain)")
     export.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
     export.add_argument("--member", type=int, default=0, help="of a run of several seeds (default: 0, the first)")
 
@@ -180,10 +201,39 @@ def _predict(given) -> int:
     return 0
 
 
+def _sample(given) -> int:
+    from functrain import runs, sampling, trained
+    from functrain.observe.console import duration, human
+
+    names = ("tokens", "number", "seed", "beams", *sampling.LEGAL)
+    wanted = sampling.wanted(**{name: getattr(given, name) for name in names})
+    prompts = [given.prompt] if given.file is None else sampling.read_prompts(given.file)
+    where = "--prompt" if given.file is None else f"--file: {given.file}"
+    runs.use_compilation_cache()
+    writer = sampling.Writer(trained.load(given.run, given.step), given.run)
+
+    def show(text):
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+
+    try:
+        told = sampling.write(writer, prompts, wanted, show, where)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    speed = f"{human(told['tokens'] / told['seconds'])} tokens/s"
+    print(
+        f"functrain: {told['tokens']} tokens in {duration(told['seconds'])}, {speed}; "
+        f"before them {duration(told['compile'])} to compile",
+        file=sys.stderr,
+    )
+    return 0
+
+
 def _export(given) -> int:
     from functrain import runs, trained, transfer
 
-    transfer.check_export(given.file)
+    transfer.check_export(given.file, given.layout)
     runs.use_compilation_cache()
     model = trained.load(given.run, given.step, given.member)
     arrays = transfer.export(model, given.file, given.layout)
@@ -284,6 +334,7 @@ _COMMANDS = {
     "train": _train,
     "eval": _evaluate,
     "predict": _predict,
+    "sample": _sample,
     "export": _export,
     "inspect": _inspect,
     "find-rate": _find_rate,

@@ -20,9 +20,9 @@ from functrain import transfer, tree
 from functrain.augment import AnyAugment
 from functrain.autodiff import AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, parse
-from functrain.data import AnyData, Augmented, Dataset, InOrder, Whole, blocks
+from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
 from functrain.metrics import read, scalar_names, scalars
-from functrain.models import AnyModel
+from functrain.models import AnyModel, HuggingFace, LoRA
 from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
 from functrain.parallel import batch_placer, device_mesh, replicate
@@ -33,6 +33,7 @@ from functrain.train.checkpoint import Checkpoint
 from functrain.train.evaluate import Evaluate, make_evaluate
 from functrain.train.loop import Plan, Train
 from functrain.train.program import Program, compile_program
+from functrain.train.trim import trimmed
 
 # pyright: reportInvalidTypeForm=false
 # The unions of kinds are built from tables by a function, which a static checker cannot follow.
@@ -74,12 +75,19 @@ class Experiment:
     """Which average of the parameters evaluation uses."""
     players: dict[str, PlayerConfig] = dataclasses.field(default_factory=dict)
     """What single players have differently, by name."""
+    lora: LoRA | None = None
+    """Trains an addition of low rank to some kernels in place of the parameters; absent, all of them."""
     start: transfer.Start | None = None
     """From which weights it starts, another run's or a file's; absent, all of them are drawn from the seed."""
     train: Train = dataclasses.field(default_factory=Train)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     observe: Observe = dataclasses.field(default_factory=Observe)
+
+    def __post_init__(self):
+        start, folder = self.start, isinstance(self.model, HuggingFace)  # the folder's own weights are meant
+        if start is not None and start.run is None and start.file is None and not folder:
+            raise ValueError("start: give run or file, one of them")
 
 
 MAY_CHANGE = ("train.steps", "train.log_every", "evaluate.patience", "checkpoint.", "observe.")
@@ -156,6 +164,7 @@ def build(config: Experiment) -> Built:
     """
     if config.data is None and hasattr(config.task, "model"):
         raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
+    config = _from_hub(config)
     _check_units(config)
     dataset = config.data.load() if config.data else None
     if config.data is not None and dataset is not None and dataset.found:
@@ -166,20 +175,34 @@ def build(config: Experiment) -> Built:
 
     mesh = device_mesh(config.train.devices, batch_size)
     feeds = _feeds(config, dataset, mesh)
+    if isinstance(feed := getattr(feeds["train"], "feed", feeds["train"]), Bucketed):  # perhaps augmented
+        task = trimmed(task, feed.widths)
     params, _ = jax.eval_shape(task.init, jax.random.key(0))
     for name, learner in task.learners.items():
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None
             learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
     train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
-    if dataset is not None:
-        _check_outputs(config, task, dataset, train_state)
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
+    if dataset is not None:
+        _check_outputs(config, task, dataset, train_state, batch)
     step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
     config = _program_written_out(config, step_flops, primitives, tree.nbytes(train_state))
+    feeds["train"] = _with_room(feeds["train"], config.train, mesh)
     monitor = _monitor(config, task, feeds, train_state)
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+
+
+def _from_hub(config: Experiment) -> Experiment:
+    """With the model that a Hugging Face folder describes in the folder's place, and its weights to start from."""
+    start = config.start
+    if isinstance(config.model, HuggingFace):
+        start = start or transfer.Start()
+        if start.run is None and start.file is None:
+            start = dataclasses.replace(start, file=config.model.folder)
+        config = dataclasses.replace(config, model=config.model.found(), start=start)
+    return config
 
 
 def _check_units(config: Experiment) -> None:
@@ -204,13 +227,26 @@ def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh)
     """The training feed, and every example in order for the other splits."""
     if config.data is None or dataset is None:
         return {"train": Whole(), "validation": InOrder({}, 1)}
-    feed = config.data.feed(dataset, replicate(dataset.train, mesh), config.train.seed)
+    arrays = dataset.train if config.data.streamed else replicate(dataset.train, mesh)
+    feed = config.data.feed(dataset, arrays, config.train.seed)
     if config.augment:
         scaled = dataclasses.replace(feed, prepare=config.data.scaled)
         feed = Augmented(scaled, config.augment, config.data.normalised, config.train.seed)
         _check_augment(feed, config.task)
     feeds: dict[str, Any] = {"train": feed}
     return feeds | {s: in_order(config, dataset, s, mesh) for s in ("validation", "test") if dataset.split(s)}
+
+
+def _with_room(feed: Any, train: Train, mesh: jax.sharding.Mesh) -> Any:
+    """The training feed; one that reads from the host with room for a chunk of steps, and every device to put it on."""
+    if isinstance(feed, Augmented):
+        return dataclasses.replace(feed, feed=_with_room(feed.feed, train, mesh))
+    if not isinstance(feed, Stream):
+        return feed
+    if train.seeds > 1:
+        raise ConfigError(f"train.seeds: found {train.seeds}; what is read from a file has one order: expected 1")
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return dataclasses.replace(feed, longest=train.chunk, sharding=everywhere)
 
 
 def _check_augment(feed: Augmented, task: Any) -> None:
@@ -231,7 +267,7 @@ def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.shardin
     assert config.data is not None
     arrays = dataset.split(split)
     if dataset.block:
-        arrays = blocks(arrays["tokens"], dataset.block)
+        arrays = blocks(arrays["tokens"], dataset.block, config.data.evaluated)
     size = min(config.evaluate.batch_size, len(next(iter(arrays.values()))))
     size = math.ceil(size / mesh.size) * mesh.size
     return InOrder(replicate(arrays, mesh), size, config.data.prepare)
@@ -242,8 +278,11 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
     if dataset is not None and hasattr(config.task, "sized"):
         config = dataclasses.replace(config, task=config.task.sized(dataset))
     if config.model is not None and dataset is not None and (outputs := config.task.outputs(dataset)) is not None:
-        config = dataclasses.replace(config, model=config.model.sized(dataset.inputs, outputs))
+        fitted = _with_vocabulary(config.model, dataset).sized(dataset.inputs, outputs)
+        config = dataclasses.replace(config, model=fitted)
     model = config.model.build() if config.model is not None else None
+    if config.lora is not None and model is not None:
+        model = config.lora.adapt(model)
     if model is None and hasattr(config.task, "model"):
         raise ConfigError(f"model: missing; a table with a kind: {', '.join(kind_table(AnyModel))}")
 
@@ -258,6 +297,17 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
         )
 
     return config, config.task.assemble(model, learner)
+
+
+def _with_vocabulary(model: Any, dataset: Dataset) -> Any:
+    """The config of a model that reads tokens and gives something else, with a table for all of them."""
+    if not dataset.vocabulary or not hasattr(model, "vocabulary") or model.vocabulary >= dataset.vocabulary:
+        return model
+    if model.vocabulary:
+        raise ConfigError(
+            f"model.vocabulary: found {model.vocabulary}; too small for the {dataset.vocabulary} tokens of the data"
+        )
+    return dataclasses.replace(model, vocabulary=dataset.vocabulary)
 
 
 def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, int]:
@@ -310,7 +360,9 @@ def _program_written_out(config: Experiment, step_flops: int, primitives: set[st
     chunk = train.chunk or step.choose_chunk(step_flops, backend)
     changes: dict[str, Any] = {"loop": loop, "chunk": chunk}
     if train.seeds > 1 and train.members == "auto":
-        changes["members"] = step.choose_members(loop, train.seeds * state_bytes)
+        # Together, a choice between widths would become the computation of all of them.
+        bucketed = getattr(config.data, "buckets", 1) > 1
+        changes["members"] = "in_turn" if bucketed else step.choose_members(loop, train.seeds * state_bytes)
     return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
 
 
@@ -319,15 +371,17 @@ def _check_players(config: Experiment, task: Any) -> None:
         raise ConfigError(f"players.{min(unknown)}: no such player; this task has: {', '.join(task.learners)}")
 
 
-def _check_outputs(config: Experiment, task: Any, dataset: Dataset, train_state: Any) -> None:
+def _check_outputs(config: Experiment, task: Any, dataset: Dataset, train_state: Any, batch: Any) -> None:
     """A user's own model gives as many outputs as the task wants; else a loss may broadcast, and say nothing."""
     wanted = config.task.outputs(dataset)
     if wanted is None or not hasattr(task, "outputs_of"):
         return
     places = math.prod(dataset.inputs) if dataset.block else 1  # a text has an output at every place
+    if not dataset.vocabulary:  # where outputs are tokens, the model may know more of them than the data have
+        wanted = max(wanted, getattr(config.model, "vocabulary", 0))
     if hasattr(config.task, "places"):
         places = config.task.places(dataset)
-    x = jax.ShapeDtypeStruct((2, *dataset.inputs), jnp.int32 if dataset.block else jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *dataset.inputs), batch["x"].dtype)
     given = jax.eval_shape(task.outputs_of, train_state, x)
     if hasattr(given, "shape") and math.prod(given.shape) != 2 * places * wanted:
         raise ConfigError(

@@ -45,13 +45,13 @@ def find_rate(
     if _RATE not in train_state.hyper:
         raise ConfigError("the finder takes a task of one learner; this one has several, or none")
     feed = built.feeds["train"]
-    window = feed.window(0, 1)
     take = jax.jit(step.make_body(built.task, feed, built.place), donate_argnums=0)
-    zero = step.zero_metrics(built.task, feed, train_state, window)
+    zero = step.zero_metrics(built.task, feed, train_state, feed.window(0, 1))
     rates, mean, losses = np.geomspace(lowest, highest, steps), 0.0, []
     for i, rate in enumerate(rates):
         number = jnp.asarray(rate, train_state.hyper[_RATE].dtype)
-        train_state, metrics = take(train_state.replace(hyper=train_state.hyper | {_RATE: number}), zero, window)
+        bound = train_state.replace(hyper=train_state.hyper | {_RATE: number})
+        train_state, metrics = take(bound, zero, feed.window(i, 1))
         loss = scalars(read(metrics)).get("loss", np.nan)
         mean = smoothing * mean + (1 - smoothing) * loss
         losses.append(mean / (1 - smoothing ** (i + 1)))

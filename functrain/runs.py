@@ -186,7 +186,9 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
     )
     trackers = _trackers(built.config, out, resumed_at)
     sinks = [lines, progress, *trackers]
-    store = Directory(out / "checkpoints", settings.checkpoint.keep, built.monitor, settings.evaluate.mode)
+    store = Directory(
+        out / "checkpoints", settings.checkpoint.keep, built.monitor, settings.evaluate.mode, _constant(built.task)
+    )
     seconds = Seconds(compile=compiled.seconds)
     try:
         outcome = run(
@@ -221,6 +223,12 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         tracker.close()
     _show_after(console, result, out)
     return 0
+
+
+def _constant(task: Any) -> str:
+    """The pattern of what of the state never changes; it stands in checkpoints below a member's number, if at all."""
+    names = getattr(getattr(task, "model", None), "constant", ())
+    return rf"state/(\d+/)?state/({'|'.join(names)})/" if names else ""
 
 
 def _trackers(settings: Experiment, out: Path, resumed_at: int | None) -> list[Any]:
@@ -367,7 +375,8 @@ def show_before(console: Console, built: Built) -> None:
         splits = {s: built.dataset.split(s) for s in ("train", "validation", "test")}
         counts = ", ".join(f"{len(next(iter(a.values()))):,} {s}" for s, a in splits.items() if a)
         facts["data"] = f"{counts}; {built.batch_size} a step"
-        facts["memory"] += f", examples {human(sum(tree.nbytes(a) for a in splits.values() if a), 'B')}"
+        held = [a for part in splits.values() if part for a in part.values() if not isinstance(a, np.memmap)]
+        facts["memory"] += f", examples {human(sum(a.nbytes for a in held), 'B')}"
     console.print(fact_table(facts))
 
 

@@ -56,7 +56,8 @@ class Trained:
         for start in range(0, len(x), batch_size):
             found = jax.device_get(self.predict(x[start : start + batch_size]))
             for i in range(len(x[start : start + batch_size])):
-                yield {name: _json(values[i]) for name, values in found.items()}
+                row = {name: _json(values[i]) for name, values in found.items()}
+                yield self.task.readable(row) if hasattr(self.task, "readable") else row
 
 
 def _json(value: np.ndarray) -> Any:

@@ -6,7 +6,8 @@
     export(model, path)                          a trained model as a safetensors file
 
 In a file of functrain's layout names are paths, "params/conv0/kernel" or "state/norm0/mean"; where a model has a twin
-in torchvision, a file may have that one's names and layout instead. What is read are arrays, never code.
+in torchvision or in Hugging Face's transformers, a file may have that one's names and layout instead; of the latter it
+may be a folder. What is read are arrays, never code.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ from rich.table import Table
 from functrain import config as configs
 from functrain import tree
 from functrain.config import ConfigError, Count, Text, configclass
-from functrain.models import torch_layout
+from functrain.models import huggingface, lora, torch_layout
 from functrain.train import state
 from functrain.train.checkpoint import Arrays, Directory, from_arrays
 from functrain.version import __version__
 
-Layout = Literal["functrain", "torchvision"]
+Layout = Literal["functrain", "torchvision", "huggingface", "adapter", "peft"]
 
 
 @configclass
@@ -45,7 +46,7 @@ class Start:
     member: Count = 0
     """Which member of that run, where it has several seeds."""
     file: Text | None = None
-    """A safetensors file, in place of a run; its names are functrain's or, where the model has them, torchvision's."""
+    """A safetensors file, or a folder of Hugging Face, in place of a run; its names are functrain's or a twin's."""
     fresh: tuple[Text, ...] = ()
     """Patterns of what is drawn anew, such as another head; searched in paths such as layer0/kernel."""
     rename: tuple[tuple[Text, str], ...] = ()
@@ -54,9 +55,9 @@ class Start:
     """Whether what is no parameter (batch statistics) is read too; else it starts as it would without [start]."""
 
     def __post_init__(self):
-        if (self.run is None) == (self.file is None):
+        if self.run is not None and self.file is not None:
             raise ValueError("give run or file, one of them")
-        if self.file is not None and (self.step is not None or self.member):
+        if self.run is None and (self.step is not None or self.member):
             raise ValueError("step and member are of a run, not of a file")
 
 
@@ -129,11 +130,15 @@ def start_table(loaded: Loaded) -> Table:
 
 
 def weights(task: Any, train_state: Any) -> dict[str, Any]:
-    """{"params", "state"}: what evaluation uses; the parameters by player."""
+    """{"params", "state"}: what evaluation uses; the parameters by player; of an adapted model, merged."""
     params = {
         name: player.params if (learner := task.learners[name]) is None else learner.weights(player)
         for name, player in train_state.players.items()
     }
+    if set(params) == {"model"}:
+        model = getattr(task, "model", None)
+        _, params["model"], state = lora.plain(model, params["model"], train_state.state)
+        return {"params": params, "state": state}
     return {"params": params, "state": train_state.state}
 
 
@@ -228,26 +233,28 @@ def of_file(start: Start) -> Weights:
             f"{where}: a pickle may hold code and is not read; where it came from, write a safetensors file: "
             "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         )
-    library = _library(where)
-    try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        opened = library.safe_open(path, framework="numpy")
-        names = list(opened.keys())
-    except OSError as error:
-        raise ConfigError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except library.SafetensorError as error:
-        raise ConfigError(f"{where}: not a safetensors file, or damaged: {_line(error)}") from None
-    if not names:
+    library, digest, opened = _library(where), hashlib.sha256(), {}
+    for part in huggingface.shards(path) if path.is_dir() else [path]:
+        try:
+            with open(part, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            tensors = library.safe_open(part, framework="numpy")
+        except OSError as error:
+            raise ConfigError(f"{where}: cannot be read: {error.strerror or error}") from None
+        except library.SafetensorError as error:
+            raise ConfigError(f"{where}: not a safetensors file, or damaged: {_line(error)}") from None
+        opened |= dict.fromkeys(tensors.keys(), tensors)
+    if not opened:
         raise ConfigError(f"{where}: holds no arrays")
 
     def read(name):
-        dtype = opened.get_slice(name).get_dtype()
+        dtype = opened[name].get_slice(name).get_dtype()
         if dtype not in _READ:
             raise ConfigError(f"{where}: {name}: its numbers are {dtype}; expected one of: {', '.join(_READ)}")
-        return opened.get_tensor(name)
+        return opened[name].get_tensor(name)
 
-    return Weights(start.file, {"file": start.file, "sha256": digest}, names, read)
+    return Weights(start.file, {"file": start.file, "sha256": digest.hexdigest()}, list(opened), read)
 
 
 def _library(where: str) -> Any:
@@ -274,15 +281,17 @@ def match(start: Start, weights: Weights, task: Any) -> Loaded:
         no layout; numbers that are not finite.
     """
     params, drawn = jax.eval_shape(task.init, jax.random.key(0))
-    wanted = tree.by_path({"params": params, "state": drawn})
+    wanted = {path: like for path, like in tree.by_path({"params": params, "state": drawn}).items() if like.size}
     try:
         tree.select(start.fresh, {_short(_public(path)): leaf for path, leaf in wanted.items()})
     except ValueError as error:
         raise ConfigError(f"start.fresh: {error}") from None
-    layout = "functrain" if all(n.partition("/")[0] in ("params", "state") for n in weights.names) else "torchvision"
-    renamed = _renamed(start.rename, weights, layout)
-    twin = _twin(task) if layout == "torchvision" else {_public(path): _public(path) for path in wanted}
-    if renamed.keys().isdisjoint(twin.values()):
+    ours = all(name.partition("/")[0] in ("params", "state") for name in weights.names)
+    renamed, twin = _renamed(start.rename, weights, ours), None if ours else _twin(task)
+    names = {_public(path): _public(path) for path in wanted} if ours else twin.names if twin else {}
+    if twin is not None and twin.layout == "huggingface":
+        renamed = {new: renamed[name] for new, name in huggingface.canonical(renamed, names.values()).items()}
+    if renamed.keys().isdisjoint(names.values()):
         raise ConfigError(_foreign(start, weights, task))
 
     arrays, fresh, faults = {}, {}, []
@@ -290,13 +299,13 @@ def match(start: Start, weights: Weights, task: Any) -> Loaded:
         path = _public(place)
         if why := _reason(start, path, like):
             fresh[path] = (like.size, why)
-        elif (name := twin.get(path, path)) not in renamed:
+        elif (name := names.get(path, path)) not in renamed:
             named = "" if name == path else f" as {name}"
             has = f"it has {_some(renamed, 4)}"
             faults.append(f"{_short(path)} {list(like.shape)}: not in {weights.name}{named}; {has}")
         else:
             try:
-                arrays[place] = _array(path, like, name, weights.read(renamed[name]), layout)
+                arrays[place] = _array(path, like, name, weights.read(renamed[name]), twin)
             except ValueError as error:
                 faults.append(f"{error} in {weights.name}")
     if faults:
@@ -304,10 +313,10 @@ def match(start: Start, weights: Weights, task: Any) -> Loaded:
         raise ConfigError(f"start: {faults[0]}; start.fresh would draw it anew{more}")
     if not arrays:
         raise ConfigError("start.fresh: covers every parameter; nothing is left to start from")
-    used = {twin[_public(place)]: _public(place) for place in arrays}
+    used = {names[_public(place)]: _public(place) for place in arrays}
     return Loaded(
         weights.name,
-        weights.origin | ({"layout": layout} if start.file is not None else {}),
+        weights.origin | ({"layout": twin.layout if twin else "functrain"} if start.file is not None else {}),
         arrays,
         fresh,
         # torch counts in it the batches that a batch norm has seen, which no model here needs
@@ -320,18 +329,20 @@ def _reason(start: Start, path: str, like: Any) -> str:
     """Why an array is drawn anew; "" where it is not."""
     if _is_key(like):
         return "the seed"
+    if path.startswith("params/lora/"):
+        return "lora"
     if found := next((p for p in start.fresh if re.search(p, _short(path))), None):
         return found
     return "start.state = false" if path.startswith("state") and not start.state else ""
 
 
-def _renamed(pairs: Iterable[tuple[str, str]], weights: Weights, layout: str) -> dict[str, str]:
+def _renamed(pairs: Iterable[tuple[str, str]], weights: Weights, ours: bool) -> dict[str, str]:
     """Name after renaming -> name in the source; in our own layout, what stands after "params/" or "state/" changes."""
     names = {name: name for name in weights.names}
     for pattern, replacement in pairs:
         after, changed = {}, 0
         for name, old in names.items():
-            head, slash, rest = name.partition("/") if layout == "functrain" else ("", "", name)
+            head, slash, rest = name.partition("/") if ours else ("", "", name)
             try:
                 rest, count = re.subn(pattern, replacement, rest)
             except (re.error, IndexError) as error:
@@ -347,10 +358,24 @@ def _renamed(pairs: Iterable[tuple[str, str]], weights: Weights, layout: str) ->
     return names
 
 
-def _twin(task: Any) -> dict[str, str]:
-    """Our path -> torchvision's name; empty where the task's model has no twin there."""
-    names = getattr(getattr(task, "model", None), "torchvision_names", None)
-    return names() if names is not None else {}
+@dataclasses.dataclass(frozen=True)
+class _Twin:
+    """How another library keeps a model: our path -> its name; and a pattern of kernels that lie as ours do."""
+
+    layout: str
+    names: dict[str, str]
+    as_is: str = ""
+
+
+def _twin(task: Any) -> _Twin | None:
+    """None where the task's model has none."""
+    model: Any = getattr(task, "model", None)
+    model = model.model if isinstance(model, lora.Adapted) else model
+    if hasattr(model, "torchvision_names"):
+        return _Twin("torchvision", model.torchvision_names())
+    if hasattr(model, "huggingface_names"):
+        return _Twin("huggingface", model.huggingface_names(), model.as_is)
+    return None
 
 
 def _foreign(start: Start, weights: Weights, task: Any) -> str:
@@ -361,21 +386,21 @@ def _foreign(start: Start, weights: Weights, task: Any) -> str:
     model = type(getattr(task, "model", task)).__name__
     return (
         f"start.file: {weights.name}: {has}; expected functrain's names (params/..., state/...): "
-        f"{model} has none in torchvision"
+        f"{model} has none elsewhere"
     )
 
 
-def _array(path: str, like: Any, name: str, array: np.ndarray, layout: str) -> np.ndarray:
-    """An array in our layout and in the dtype of what it replaces.
+def _array(path: str, like: Any, name: str, array: np.ndarray, twin: _Twin | None) -> np.ndarray:
+    """An array in our layout and in the dtype of what it replaces; it comes from a twin, or has our layout.
 
     Raises:
       ValueError: it has another shape, is no array of such numbers, or holds some that are not finite.
     """
     if tree.is_float(array) != tree.is_float(like):
         raise ValueError(f"{name}: found {array.dtype}, {_short(path)} needs {like.dtype}")
-    if layout == "torchvision":
+    if twin is not None:
         own = {part: {_short(path): like} if path.startswith(part) else {} for part in ("params", "state")}
-        params, drawn = torch_layout.from_torch({path: name}, {name: array}, own["params"], own["state"])
+        params, drawn = torch_layout.from_torch({path: name}, {name: array}, own["params"], own["state"], twin.as_is)
         array = (params | drawn)[_short(path)]
     elif array.shape != like.shape:
         raise ValueError(f"{_short(path)}: {list(like.shape)} here, {list(array.shape)}")
@@ -386,8 +411,13 @@ def _array(path: str, like: Any, name: str, array: np.ndarray, layout: str) -> n
 
 
 def _public(place: str) -> str:
-    """The path that a person writes: without the player's name where it is the only one's, "model"."""
-    return re.sub(r"^params/model(?=/|$)", "params", place)
+    """The path that a person writes: without the player's name where it is the only one's, "model".
+
+    What an adapted model keeps (see functrain.models.lora) has the path that it has in the model itself.
+    """
+    place = re.sub(r"^params/model(?=/|$)", "params", place)
+    place = re.sub(r"^(state/lora_base|params/lora_whole)/", "params/", place)
+    return re.sub(r"^state/lora_model/", "state/", place)
 
 
 def _short(path: str) -> str:
@@ -418,11 +448,15 @@ def _line(error: Exception) -> str:
 # -- writing --------------------------------------------------------------------------------------
 
 
-def check_export(path: str | Path) -> None:
-    """Raises a ConfigError where `path` is not one at which `export` can make a file."""
+def check_export(path: str | Path, layout: str = "functrain") -> None:
+    """Raises a ConfigError where `path` is not one at which `export` can make a file, or a folder for Hugging Face."""
     path = Path(path)
-    if path.suffix != ".safetensors" or not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: expected a file .safetensors in a directory that exists")
+    if layout not in get_args(Layout):
+        raise ConfigError(f"--layout: found {layout!r}; legal: {', '.join(get_args(Layout))}")
+    folder = layout in ("huggingface", "peft")
+    if (not folder and path.suffix != ".safetensors") or not path.absolute().parent.is_dir():
+        what = "a folder" if folder else "a file .safetensors"
+        raise ConfigError(f"{path}: expected {what} in a directory that exists")
     if path.exists():
         raise ConfigError(f"{path}: exists already; choose another name")
 
@@ -434,8 +468,11 @@ def export(model: Any, path: str | Path, layout: Layout = "functrain") -> dict[s
 
     Args:
       model: see functrain.trained.Trained.
-      path: of the file, which must not exist.
-      layout: functrain: names are our paths; torchvision: the names and the layout of the model's twin there.
+      path: of the file, or of the folder for Hugging Face; it must not exist.
+      layout: functrain: names are our paths; torchvision: the names and the layout of the model's twin there;
+        huggingface: a folder with config.json, model.safetensors in the dtype that config.json says, and, where the
+        data have a tokenizer of the library tokenizers, tokenizer.json; adapter: what [lora] trained alone, by our
+        paths; peft: the same as a folder for the library peft, of a model that Hugging Face has.
 
     Returns:
       The arrays written, by name.
@@ -443,21 +480,70 @@ def export(model: Any, path: str | Path, layout: Layout = "functrain") -> dict[s
     Raises:
       ConfigError: the path is no good, the model has no twin, or safetensors is not installed.
     """
-    check_export(path)
+    check_export(path, layout)
     path = Path(path)
-    if layout not in get_args(Layout):
-        raise ConfigError(f"--layout: found {layout!r}; legal: {', '.join(get_args(Layout))}")
-    kind = getattr(model.config.model, "kind", type(model.task.model).__name__)
-    found = weights(model.task, model.train_state)
-    if layout == "torchvision":
-        twin = _twin(model.task)
-        if not twin:
-            raise ConfigError(f'--layout: model.kind = "{kind}" has no names in torchvision; legal: functrain')
-        arrays = torch_layout.to_torch(twin, found["params"]["model"], found["state"])
+    arrays, files = _exported(model, layout)
+    metadata = {"format": "pt"}  # what transformers and peft ask for
+    if not files:
+        metadata = {"kind": _kind(model), "layout": layout, "functrain": __version__, "step": str(model.step)}
+        metadata |= _config_text(model.config)
+    data = _library(str(path)).numpy.save(arrays, metadata)
+    if files:
+        _write_folder(path, {name: text.encode() for name, text in files.items()} | {_WEIGHTS[layout]: data})
     else:
-        arrays = _plain(found)
-    metadata = {"kind": kind, "layout": layout, "functrain": __version__, "step": str(model.step)}
-    data = _library(str(path)).numpy.save(arrays, metadata | _config_text(model.config))
+        _write(path, data)
+    return arrays
+
+
+_WEIGHTS = {"huggingface": "model.safetensors", "peft": "adapter_model.safetensors"}
+"""The file of the weights in a folder of each layout."""
+
+
+def _kind(model: Any) -> str:
+    return getattr(model.config.model, "kind", type(model.task.model).__name__)
+
+
+def _exported(model: Any, layout: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a layout by name, and where it is a folder the texts of the files beside them."""
+    task = model.task
+    if layout in ("adapter", "peft") and not isinstance(task.model, lora.Adapted):
+        raise ConfigError(f"--layout: {layout} is what [lora] trained; this run has none")
+    if layout == "functrain":
+        return _plain(weights(task, model.train_state)), {}
+    if layout == "adapter":
+        return _plain({"params": task.learner.weights(model.train_state.players["model"])}), {}
+    twin, wanted = _twin(task), "huggingface" if layout == "peft" else layout
+    if twin is None or twin.layout != wanted:
+        legal = f"functrain{'' if twin is None else f', {twin.layout}'}"
+        raise ConfigError(f'--layout: model.kind = "{_kind(model)}" has no names in {wanted}; legal: {legal}')
+    if layout == "peft":
+        trained = jax.device_get(task.learner.weights(model.train_state.players["model"]))
+        text, arrays = lora.to_peft(task.model, trained, twin.names, twin.as_is)
+        return arrays, {"adapter_config.json": text}
+    text = huggingface.config_text(model.config.model) if layout == "huggingface" else ""
+    found = weights(task, model.train_state)
+    arrays = torch_layout.to_torch(twin.names, found["params"]["model"], found["state"], twin.as_is)
+    if layout == "torchvision":
+        return arrays, {}
+    tokenizer = getattr(model.config.data, "tokenizer", "")
+    files = {"config.json": text} | ({"tokenizer.json": tokenizer} if tokenizer else {})
+    return {name: a.astype(huggingface.dtype(text)) for name, a in arrays.items()}, files
+
+
+def _write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """A folder of files, there when all of them are whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.mkdir()
+        for name, data in files.items():
+            _write(partial / name, data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """A file, there when it is whole."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -467,7 +553,6 @@ def export(model: Any, path: str | Path, layout: Layout = "functrain") -> dict[s
         os.replace(partial, path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-    return arrays
 
 
 def _config_text(settings: Any) -> dict[str, str]:

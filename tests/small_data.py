@@ -5,6 +5,7 @@ import io
 import json
 import string
 import tarfile
+import zipfile
 
 import numpy as np
 
@@ -14,7 +15,7 @@ ADULT = (*ADULT.split(), "capital-loss", "hours-per-week", "native-country", "in
 
 
 def write_small_data(folder):
-    """Write all of it: mnist, tabular/..., tinyshakespeare, cifar10-jpeg, imagenette2, bccd, coco."""
+    """Write all of it: mnist, tabular, tinyshakespeare, cifar10-jpeg, imagenette2, bccd, coco, sentences, multi30k."""
     rng = np.random.default_rng(0)
     write_mnist(folder / "mnist", rng)
     write_adult(folder / "tabular" / "adult", rng)
@@ -25,6 +26,8 @@ def write_small_data(folder):
     write_imagenette(folder / "imagenette2", rng)
     write_bccd(folder / "bccd", rng)
     write_coco(folder / "coco", rng)
+    write_polarity(folder / "nltk-sentiment", rng)
+    write_multi30k(folder / "multi30k", rng)
     return folder
 
 
@@ -178,3 +181,28 @@ def write_coco(folder, rng):
         kinds = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
         text = json.dumps({"images": images, "annotations": boxes, "categories": kinds})
         (folder / "annotations" / f"instances_{split}.json").write_text(text)
+
+
+def write_polarity(folder, rng, each=120):
+    """nltk_data's sentence_polarity.zip: a sentence a line, one word of it telling the class."""
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "sentence_polarity.zip", "w") as archive:
+        for name, word in (("neg", "dull"), ("pos", "bright")):
+            lines = [
+                " ".join(
+                    rng.permutation([word, *rng.choice(["a", "film", "of", "it's", "time ,"], rng.integers(3, 9))])
+                )
+                for _ in range(each)
+            ]
+            archive.writestr(f"sentence_polarity/rt-polarity.{name}", "\n".join(lines) + "\n")
+
+
+def write_multi30k(folder, rng):
+    """Captions in English and German, word by word the same, a sentence a line."""
+    folder.mkdir(parents=True)
+    words = [("a", "ein"), ("man", "Mann"), ("dog", "Hund"), ("sees", "sieht"), ("red", "rot"), ("two", "zwei")]
+    for name, n in (("train", 200), ("val", 20), ("test_2016_flickr", 20)):
+        rows = [rng.integers(0, len(words), rng.integers(3, 9)) for _ in range(n)]
+        for i, language in enumerate(("en", "de")):
+            text = "".join(" ".join(words[k][i] for k in row) + ".\n" for row in rows)
+            (folder / f"{name}.{language}.gz").write_bytes(gzip.compress(text.encode(), 1, mtime=0))

@@ -187,3 +187,31 @@ def test_a_language_run_predicts_what_comes_next(corpus, tmp_path, monkeypatch, 
     assert main(["predict", "r", "prompt.jsonl"]) == 0
     assert json.loads(capsys.readouterr().out) == by_text
     assert 0 <= by_text["token"] < source.load().classes
+
+
+def test_a_tokenizer_from_a_file(tmp_path):
+    """A tokenizer.json gives the tokens that the library gives for the whole text, and is kept in the run's config."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed: pip install 'functrain[text]'")
+    text = "To be, or not to be:\n\n  that is \nthe question.\n" * 40
+    made = BPE.of(text, 300)
+    # As those of the hub: with marks round a whole text, which are no part of it.
+    theirs = tokenizers.Tokenizer.from_str(made.definition)
+    theirs.add_special_tokens(["<s>"])
+    theirs.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", theirs.token_to_id("<s>"))]
+    )
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text(text)
+    source = TextFile(
+        path=str(tmp_path / "text.txt"),
+        level="bpe",
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        validation=0.0,
+        block=8,
+    )
+    dataset = source.load()
+    assert dataset.train["tokens"].tolist() == theirs.encode(text, add_special_tokens=False).ids
+    assert dataset.classes == theirs.get_vocab_size()
+    assert dataset.found["tokenizer"] == (tmp_path / "tokenizer.json").read_text()
+    with pytest.raises(ConfigError, match=r"data.tokenizer: no file"):
+        TextFile(path=str(tmp_path / "text.txt"), level="bpe", tokenizer="nowhere.json").load()

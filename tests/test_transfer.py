@@ -356,7 +356,7 @@ MISTAKES = {
     "rename-to-one": (["start.run=base", "start.rename=[['layer.', 'layer']]"], ("start.rename: both", "would be")),
     "rename-to-nothing": (["start.run=base", "start.rename=[['^', 'x']]"], ("start: nothing in base, step 12",)),
     "no-file": (["start.file=none.safetensors"], ("start.file: none.safetensors: cannot be read: No such file",)),
-    "folder": (["start.file=base"], ("start.file: base: cannot be read",)),
+    "folder": (["start.file=base"], ("start.file: base: no model.safetensors is there",)),
     "pickle": (["start.file=model.pt"], ("a pickle may hold code", "safetensors.torch.save_file(model.state_dict()")),
     "cut-short": (["start.file=short.safetensors"], ("not a safetensors file, or damaged",)),
     "zip": (["start.file=zip.safetensors"], ("not a safetensors file, or damaged",)),

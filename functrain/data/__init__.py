@@ -2,20 +2,26 @@
 
 from functrain.config import kinds
 from functrain.data.adapt import from_iterable, from_splits
+from functrain.data.bucketing import Bucketed
 from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, split_at_random
 from functrain.data.detection import Coco, Voc
 from functrain.data.feed import Augmented, InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
 from functrain.data.idx import Idx
 from functrain.data.images import ImageFolder
+from functrain.data.instructions import Instructions, PythonDocstrings
 from functrain.data.mixture import Mixture
 from functrain.data.named import Known
 from functrain.data.order import order, shuffled
 from functrain.data.packed import PackedImages
+from functrain.data.parallel import ParallelText
+from functrain.data.questions import Questions
 from functrain.data.random import Random
 from functrain.data.scenes import MnistScenes
+from functrain.data.sentences import LabelledText, Polarity
 from functrain.data.sources import Arrays, CustomData, Digits, Npz
 from functrain.data.table import Csv
 from functrain.data.text import PythonSource, TextFile
+from functrain.data.token_file import TokenFile
 
 AnyData = kinds(
     Digits,
@@ -24,6 +30,13 @@ AnyData = kinds(
     Csv,
     TextFile,
     PythonSource,
+    TokenFile,
+    Instructions,
+    PythonDocstrings,
+    Polarity,
+    LabelledText,
+    ParallelText,
+    Questions,
     ImageFolder,
     PackedImages,
     MnistScenes,
@@ -41,6 +54,7 @@ __all__ = [
     "AnyData",
     "Arrays",
     "Augmented",
+    "Bucketed",
     "Coco",
     "Csv",
     "CustomData",
@@ -49,17 +63,24 @@ __all__ = [
     "Idx",
     "ImageFolder",
     "InOrder",
+    "Instructions",
     "Known",
+    "LabelledText",
     "Memory",
     "Mixed",
     "Mixture",
     "MnistScenes",
     "Npz",
     "PackedImages",
+    "ParallelText",
+    "Polarity",
+    "PythonDocstrings",
     "PythonSource",
+    "Questions",
     "Random",
     "Stream",
     "TextFile",
+    "TokenFile",
     "Voc",
     "Whole",
     "Windows",

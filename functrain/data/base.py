@@ -32,6 +32,9 @@ class Source(ABC):
     batch_size: Size = 32
     """Examples in a step, over all devices."""
 
+    streamed = False  # whether the training part stays in its file
+    evaluated = 0  # blocks of a text that stand for a split where it is evaluated; 0 is all
+
     @abstractmethod
     def load(self) -> Dataset:
         """The examples."""

@@ -27,6 +27,7 @@ class Dataset:
     classes: how many classes the labels `y` have; 0 where `y` is no label.
     block: where it is not 0, each split is one long sequence, `tokens` [n], and an example is `block` of them with the
       token after each (see functrain.data.feed.Windows); `classes` is then the size of the vocabulary.
+    vocabulary: how many tokens there are, where x are tokens and the classes something else; else 0.
     found: settings of the source that its training part told, by name (see functrain.data.base).
     """
 
@@ -35,6 +36,7 @@ class Dataset:
     test: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     classes: int = 0
     block: int = 0
+    vocabulary: int = 0
     found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ class Mixed:
         rows, start = [], 0
         for k, (n, size) in enumerate(self.parts):
             # Far apart, and that of the first is the seed itself, which may be traced.
-            seed = (self.seed + k * 0x9E3779B9 % 2**31) % 2**31
+            seed = jnp.asarray(self.seed).astype(jnp.uint32) ^ jnp.uint32(k * 0x9E3779B9 % 2**32)
             rows.append(start + order(seed, step, n, size))
             start += n
         i = jnp.concatenate(rows)
@@ -117,14 +117,19 @@ class Windows:
         return self.prepare({"x": rows[:, :-1], "y": rows[:, 1:]})
 
 
-def blocks(tokens: np.ndarray, block: int) -> dict[str, np.ndarray]:
+def blocks(tokens: np.ndarray, block: int, most: int = 0) -> dict[str, np.ndarray]:
     """A sequence cut into blocks that do not overlap: x, y and mask [n, block]; each token is predicted once.
+
+    most: how many blocks there are at most, spread evenly; 0 is all.
 
     >>> {name: a.tolist() for name, a in blocks(np.arange(6), 3).items()}
     {'x': [[0, 1, 2], [3, 4, 4]], 'y': [[1, 2, 3], [4, 5, 5]], 'mask': [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]}
     """
     n = len(tokens) - 1
-    at = np.arange(-(-n // block) * block)
+    there = -(-n // block)
+    kept = min(most or there, there)
+    which = np.arange(kept) * there // max(kept, 1)
+    at = (which[:, None] * block + np.arange(block)).ravel()
     x, y = tokens[np.minimum(at, n - 1)], tokens[np.minimum(at, n - 1) + 1]
     return {
         "x": x.reshape(-1, block).astype(np.int32),
@@ -138,6 +143,7 @@ class Stream:
     """Rows that `read(indices)` brings from somewhere, stacked for one chunk.
 
     longest: the most steps that one window holds; shorter ones are filled up, so that one program serves all.
+    sharding: where the rows go; None is the default device.
     """
 
     read: Callable[[np.ndarray], Any]
@@ -146,6 +152,7 @@ class Stream:
     longest: int
     seed: int = 0
     prepare: Callable[[Any], Any] = as_is
+    sharding: Any = field(default=None, hash=False)
 
     def window(self, step: int, count: int) -> Any:
         """(first step, rows [longest, size, ...]) on the device."""
@@ -153,7 +160,7 @@ class Stream:
             raise ValueError(f"a window of {count} steps from a stream that holds {self.longest}")
         rows = [self.read(order(self.seed, np.int64(s), self.n, self.size, np)) for s in range(step, step + count)]
         rows += rows[-1:] * (self.longest - count)
-        return jax.device_put((np.int32(step), jax.tree.map(lambda *x: np.stack(x), *rows)))
+        return jax.device_put((np.int32(step), jax.tree.map(lambda *x: np.stack(x), *rows)), self.sharding)
 
     def batch(self, window: Any, step: Any) -> Any:
         """The rows of one step, prepared."""

@@ -4,7 +4,9 @@ Each has `encode(text) -> array`, `decode(tokens) -> text` and `size`, how many 
 """
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -84,24 +86,20 @@ class BPE:
     definition: str
 
     @classmethod
-    def of(cls, text: str, size: int) -> "BPE":
-        """Trained on a text, with `size` tokens, the 256 bytes among them."""
+    def of(cls, text: str, size: int, reserved: Sequence[str] = ()) -> Self:
+        """Trained on a text, `size` tokens: first those `reserved`, which no text gives, then the 256 bytes."""
         tokenizers = _library()
         made = tokenizers.Tokenizer(tokenizers.models.BPE())
         made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         made.decoder = tokenizers.decoders.ByteLevel()
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-        trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-        made.train_from_iterator(text.splitlines(keepends=True), trainer)
+        given = {"initial_alphabet": alphabet, "special_tokens": list(reserved), "show_progress": False}
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, **given)
+        made.train_from_iterator(_pieces(text), trainer)
         return cls(made.to_str())
 
     def _made(self):
-        try:
-            return _library().Tokenizer.from_str(self.definition)
-        except ConfigError:
-            raise
-        except Exception as error:  # what the library raises for text that is no tokenizer is a bare Exception
-            raise ConfigError(f"data.tokenizer: no tokenizer: {error}") from None
+        return _tokenizer(self.definition)
 
     @property
     def size(self) -> int:
@@ -111,12 +109,62 @@ class BPE:
     def encode(self, text: str) -> np.ndarray:
         """[n] uint16 or wider."""
         made = self._made()
-        lines = made.encode_batch(text.splitlines(keepends=True))
-        return np.concatenate([np.asarray(line.ids, np.int64) for line in lines]).astype(_narrow(made.get_vocab_size()))
+        narrow = _narrow(made.get_vocab_size())
+        return np.concatenate([np.array(made.encode(p, add_special_tokens=False).ids, narrow) for p in _pieces(text)])
 
     def decode(self, tokens: Any) -> str:
         """The text."""
         return self._made().decode([int(i) for i in tokens], skip_special_tokens=False)
+
+
+RESERVED = ("<padding>", "<unknown>", "<begin>", "<end>")
+PADDING, UNKNOWN_TOKEN, BEGIN, END = range(4)
+"""The first tokens of a vocabulary of sentences."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentences(BPE):
+    """Byte-pair encoding of sentences: its tokens 0 to 3 are padding, unknown, begin and end, which no text gives."""
+
+    @classmethod
+    def of(cls, text: str, size: int, reserved: Sequence[str] = RESERVED) -> Self:
+        """Trained on a text, `size` tokens: those reserved, the 256 bytes, and pieces of words."""
+        return super().of(text, size, reserved)
+
+    def rows(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The tokens of each sentence, and END after them."""
+        return [[*one.ids, END] for one in self._made().encode_batch(list(sentences))]
+
+    def decode(self, tokens: Any) -> str:
+        """The text of tokens up to the first END, without those that are reserved."""
+        tokens = [int(i) for i in tokens]
+        tokens = tokens[: tokens.index(END)] if END in tokens else tokens
+        return super().decode([i for i in tokens if i >= len(RESERVED)])
+
+
+@functools.lru_cache(maxsize=8)  # parsing takes longer than encoding a sentence
+def _tokenizer(definition):
+    try:
+        made = _library().Tokenizer.from_str(definition)
+    except ConfigError:
+        raise
+    except Exception as error:  # what the library raises for text that is no tokenizer is a bare Exception
+        raise ConfigError(f"data.tokenizer: no tokenizer: {error}") from None
+    made.encode_special_tokens = True  # a text that has "<end>" in it has no end there
+    return made
+
+
+_PIECE = 1 << 20
+
+
+def _pieces(text):
+    """The text in pieces of about a million characters, each of whole lines: encoding takes 200 times the memory."""
+    pieces, start = [], 0
+    while len(text) - start > _PIECE:
+        end = text.rfind("\n", start, start + _PIECE) + 1 or start + _PIECE
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def _narrow(size):

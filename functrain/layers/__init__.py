@@ -26,6 +26,7 @@ from functrain.layers import (
     linear,
     pool,
     positions,
+    recurrent,
     rms_norm,
 )
 
@@ -42,5 +43,6 @@ __all__ = [
     "linear",
     "pool",
     "positions",
+    "recurrent",
     "rms_norm",
 ]

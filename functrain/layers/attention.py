@@ -122,9 +122,44 @@ def apply(
     k, v = (linear.apply(params[name], source) for name in ("key", "value"))
     k, v = (part.reshape(*part.shape[:-1], -1, q.shape[-1]) for part in (k, v))
 
-    start = 0 if cache is None else cache["length"]
+    given = {"mask": mask, "causal": causal, "positions": positions, "rotary_base": rotary_base}
+    y = attend(q, k, v, **given, dropout=dropout, key=key, train=train, cache=cache, fast=fast)
+    y, cache = (y, None) if cache is None else y
+    y = linear.apply(params["out"], y.reshape(*y.shape[:-2], -1))
+    return y if cache is None else (y, cache)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    positions: jax.Array | None = None,
+    rotary_base: Any = 0.0,
+    dropout: Any = 0.0,
+    key: jax.Array | None = None,
+    train: bool = False,
+    cache: dict[str, jax.Array] | None = None,
+    fast: bool | None = None,
+) -> Any:
+    """What `apply` does between its projections: positions, cache, mask, softmax; for models that project otherwise.
+
+    Args:
+      q, k, v: [batch, queries, heads, d], [batch, keys, kv_heads, d], [batch, keys, kv_heads, d].
+      others: those of `apply`.
+
+    Returns:
+      y [batch, queries, heads, d]; (y, cache) where a cache is given.
+
+    >>> q = jax.random.normal(jax.random.key(0), (1, 3, 2, 4))
+    >>> attend(q, q, q, causal=True, rotary_base=1e4).shape
+    (1, 3, 2, 4)
+    """
     if not _off(rotary_base):
-        at = start + jnp.arange(x.shape[1]) if positions is None else positions
+        start = 0 if cache is None else cache["length"]
+        at = start + jnp.arange(q.shape[1]) if positions is None else positions
         q, k = rotary(q, at, base=rotary_base), rotary(k, at, base=rotary_base)
     if cache is not None:
         cache, k, v, filled = _remember(cache, k, v, causal)
@@ -139,7 +174,6 @@ def apply(
         y = low_precision(q, k, v, mask=mask, causal=causal)
     else:
         raise ValueError("fast attention cannot drop weights; leave `fast` out, or set dropout to 0")
-    y = linear.apply(params["out"], y.reshape(*y.shape[:-2], -1))
     if cache is None:
         return y
     # Past the cache's end the last slots were written over: nan rather than a wrong answer.

@@ -18,8 +18,10 @@ from functrain.metrics.classes import Confusion, confusion_of, top_k
 from functrain.metrics.detection import Detections
 from functrain.metrics.moments import Moments, moments_of
 from functrain.metrics.overlap import Overlap, overlap_of
+from functrain.metrics.rouge import Rouge, rouge, rouge_of
 from functrain.metrics.rows import Rows, join
 from functrain.metrics.scores import Scores, scores_of
+from functrain.metrics.text import Texts, texts_of
 from functrain.metrics.verification import Verification
 
 __all__ = [
@@ -32,8 +34,10 @@ __all__ = [
     "Overlap",
     "Perplexity",
     "RootMean",
+    "Rouge",
     "Rows",
     "Scores",
+    "Texts",
     "Total",
     "Verification",
     "calibration_of",
@@ -45,8 +49,11 @@ __all__ = [
     "overlap_of",
     "prefix",
     "read",
+    "rouge",
+    "rouge_of",
     "scalar_names",
     "scalars",
     "scores_of",
+    "texts_of",
     "top_k",
 ]

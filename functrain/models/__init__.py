@@ -3,26 +3,54 @@
 from functrain.config import kinds
 from functrain.models.alexnet import AlexNet
 from functrain.models.base import Model, Pure
+from functrain.models.bert import BERT
 from functrain.models.cnn import CNN
 from functrain.models.custom import CustomModel
 from functrain.models.detector import FCOS
 from functrain.models.flax_module import FlaxModel
 from functrain.models.gpt import GPT
+from functrain.models.huggingface import HuggingFace
 from functrain.models.lenet import LeNet
+from functrain.models.llama import Llama
+from functrain.models.lora import LoRA
 from functrain.models.mlp import MLP
 from functrain.models.nin import NIN
+from functrain.models.recurrent import Recurrent
 from functrain.models.resnet import CIFARResNet, ResNet
 from functrain.models.strided_cnn import StridedCNN
+from functrain.models.text_cnn import TextCNN
+from functrain.models.transformer import Transformer
 from functrain.models.unet import UNet
 from functrain.models.vgg import VGG
 from functrain.models.vit import ViT
 
 AnyModel = kinds(
-    MLP, CNN, StridedCNN, LeNet, AlexNet, VGG, NIN, ResNet, CIFARResNet, ViT, UNet, FCOS, GPT, FlaxModel, CustomModel
+    MLP,
+    CNN,
+    StridedCNN,
+    LeNet,
+    AlexNet,
+    VGG,
+    NIN,
+    ResNet,
+    CIFARResNet,
+    ViT,
+    UNet,
+    FCOS,
+    GPT,
+    BERT,
+    Recurrent,
+    TextCNN,
+    Llama,
+    Transformer,
+    HuggingFace,
+    FlaxModel,
+    CustomModel,
 )
 """[model]: every model a config can name."""
 
 __all__ = [
+    "BERT",
     "CNN",
     "FCOS",
     "GPT",
@@ -34,11 +62,17 @@ __all__ = [
     "CIFARResNet",
     "CustomModel",
     "FlaxModel",
+    "HuggingFace",
     "LeNet",
+    "Llama",
+    "LoRA",
     "Model",
     "Pure",
+    "Recurrent",
     "ResNet",
     "StridedCNN",
+    "TextCNN",
+    "Transformer",
     "UNet",
     "ViT",
 ]

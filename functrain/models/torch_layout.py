@@ -5,6 +5,7 @@ torch's [out, in]; all else is as it is. `names` maps our paths, with "params/" 
 torch's state dict: `{"params/conv1/kernel": "conv1.weight", "state/norm1/mean": "bn1.running_mean"}`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,8 +30,10 @@ def names_of(params: Any, state: Any, module: Callable[[str], str]) -> dict[str,
     return names
 
 
-def to_torch(names: Mapping[str, str], params: Any, state: Any) -> dict[str, np.ndarray]:
+def to_torch(names: Mapping[str, str], params: Any, state: Any, as_is: str = "") -> dict[str, np.ndarray]:
     """The arrays of a model by their names in torch, in torch's layout, each contiguous and in its own dtype.
+
+    as_is: a pattern of the paths of kernels that lie there as here (as most of GPT-2's do); "" is none.
 
     Raises:
       ValueError: `names` are not those of the model's arrays.
@@ -40,16 +43,19 @@ def to_torch(names: Mapping[str, str], params: Any, state: Any) -> dict[str, np.
     {'fc.weight': array([[1., 2.]])}
     """
     leaves = _leaves(names, params, state)
-    return {names[path]: _turned(np.asarray(leaf), _to_torch(path, leaf)) for path, leaf in leaves.items()}
+    return {names[path]: _turned(np.asarray(leaf), _to_torch(path, leaf, as_is)) for path, leaf in leaves.items()}
 
 
-def from_torch(names: Mapping[str, str], tensors: Mapping[str, Any], params: Any, state: Any) -> tuple[Any, Any]:
+def from_torch(
+    names: Mapping[str, str], tensors: Mapping[str, Any], params: Any, state: Any, as_is: str = ""
+) -> tuple[Any, Any]:
     """(params, state) as NumPy arrays, from torch's tensors by name: what `to_torch` gives, turned back.
 
     Args:
       tensors: arrays, or tensors that NumPy reads, by name. Each `*.num_batches_tracked` is passed over: torch counts
         there the batches that a batch norm has seen, which no model here needs.
       params, state: arrays or `jax.ShapeDtypeStruct`: the structure, shapes and dtypes that are wanted.
+      as_is: as in `to_torch`.
 
     Raises:
       ValueError: a tensor is missing, one is left over, or one has another shape; the message names the first of them.
@@ -67,12 +73,12 @@ def from_torch(names: Mapping[str, str], tensors: Mapping[str, Any], params: Any
         if name not in wanted and name.split(".")[-1] != "num_batches_tracked":
             raise ValueError(f"{name}: the model has no place for this tensor")
     for path, leaf in leaves.items():
-        found, expected = tuple(tensors[names[path]].shape), tuple(leaf.shape[i] for i in _to_torch(path, leaf))
+        found, expected = tuple(tensors[names[path]].shape), tuple(leaf.shape[i] for i in _to_torch(path, leaf, as_is))
         if found != expected:
             raise ValueError(f"{names[path]}: found shape {list(found)}; {path} needs {list(expected)}")
 
     def read(path, leaf):
-        axes = _to_torch(path, leaf)
+        axes = _to_torch(path, leaf, as_is)
         back = tuple(axes.index(i) for i in range(len(axes)))
         return _turned(np.asarray(tensors[names[path]]), back).astype(leaf.dtype)
 
@@ -91,10 +97,10 @@ def _leaves(names, params, state):
     return leaves
 
 
-def _to_torch(path, leaf) -> tuple[int, ...]:
+def _to_torch(path, leaf, as_is) -> tuple[int, ...]:
     """Which of our axes stands at each place of torch's."""
     n = len(leaf.shape)
-    kernel = path.rsplit("/", 1)[-1] == "kernel"
+    kernel = path.rsplit("/", 1)[-1] == "kernel" and not (as_is and re.search(as_is, path))
     return {4: (3, 2, 0, 1), 2: (1, 0)}[n] if kernel and n in (2, 4) else tuple(range(n))
 
 

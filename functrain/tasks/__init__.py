@@ -8,9 +8,12 @@ from functrain.tasks.custom import CustomTask
 from functrain.tasks.detection import Detection
 from functrain.tasks.embedding import Embedding
 from functrain.tasks.language import Language
+from functrain.tasks.masked import MaskedLanguage
 from functrain.tasks.regression import Regression
 from functrain.tasks.robust import Robust
 from functrain.tasks.segmentation import Segmentation
+from functrain.tasks.span import Span
+from functrain.tasks.translation import Translation
 
 AnyTask = kinds(
     Classification,
@@ -18,10 +21,13 @@ AnyTask = kinds(
     Multilabel,
     Regression,
     Language,
+    MaskedLanguage,
+    Span,
     Robust,
     Segmentation,
     Detection,
     Embedding,
+    Translation,
     CustomTask,
 )
 """[task]: every task a config can name."""
@@ -34,9 +40,12 @@ __all__ = [
     "Detection",
     "Embedding",
     "Language",
+    "MaskedLanguage",
     "Multilabel",
     "OneLoss",
     "Regression",
     "Robust",
     "Segmentation",
+    "Span",
+    "Translation",
 ]

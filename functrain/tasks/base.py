@@ -10,13 +10,14 @@ A task is a machine over the train state (see `functrain.train.state`):
 Most tasks are one model, one learner and one loss: `OneLoss`. A GAN calls two learners in its `update`, alternating
 least squares none; the loop cannot tell them apart. Metrics are accumulators, by name.
 
-The config of a task has two methods more, by which an experiment puts it together, and may have three others:
+The config of a task has two methods more, by which an experiment puts it together, and may have four others:
 
     outputs(dataset)           -> how many outputs its model needs, or None where the task owns its models
     assemble(model, learner)   -> the task; `learner(name)` gives the learner that the config wants for a player
     places(dataset)            -> at how many places of an example the model has outputs, where that is not one
     sized(dataset)             -> the config with what the data says (how many classes), where the task keeps that
     draw(outputs, batch, folder, names) -> paths of pictures of what the trained model makes of some examples
+    readable(row)              -> what `functrain predict` prints of one example's prediction, in place of its numbers
 """
 
 import dataclasses
@@ -33,11 +34,13 @@ class OneLoss:
 
     loss(outputs, batch, *, train) -> (Mean or a dict of Means, metrics)
 
-    or, where that is too narrow, overrides `full_loss`.
+    or, where that is too narrow, overrides `full_loss`. `beside` names arrays of the batch that, where it has them, go
+    to the model by name beside x.
     """
 
     model: Any
     learner: Any
+    beside = ()
 
     @property
     def learners(self) -> dict[str, Any]:
@@ -59,7 +62,8 @@ class OneLoss:
 
     def full_loss(self, params, state, batch, *, key, train):
         """`loss` of the model applied to the batch's x: what the learner and evaluation call."""
-        outputs, state = self.model.apply(params, state, batch["x"], key=key, train=train)
+        beside = {name: batch[name] for name in self.beside if name in batch}
+        outputs, state = self.model.apply(params, state, batch["x"], **beside, key=key, train=train)
         means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
         return means, state, metrics
 

@@ -35,6 +35,7 @@ class Classification(OneLoss):
     """Each k for which evaluation says how often the class is among the k likeliest, as `top_k`."""
     model: Part = None
     learner: Part = None
+    beside = ("segments", "types")
 
     mixes = True  # whether the loss knows labels that mixup and cutmix have mixed
 

@@ -19,12 +19,17 @@ class Language(OneLoss):
     """Share of each target spread evenly over the vocabulary, in training; 0 is off."""
     model: Part = None
     learner: Part = None
+    beside = ("segments",)
 
     def outputs(self, dataset) -> int:
         """One logit a token of the vocabulary."""
-        if not dataset.block:
+        if not dataset.block and "segments" not in dataset.train:
             raise ConfigError("task.kind: language needs a text as data, such as data.kind = text or python_source")
         return dataset.classes
+
+    def places(self, dataset) -> int:
+        """One at each token of a row."""
+        return dataset.inputs[0]
 
     def loss(self, outputs, batch, *, train):
         """Cross-entropy of logits [batch, length, vocabulary] with the tokens y [batch, length], in nats a token."""

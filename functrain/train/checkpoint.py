@@ -2,6 +2,7 @@
 
     checkpoints/00001000/state/         the arrays, by Orbax
     checkpoints/00001000/manifest.json  step, validation metrics, SHA-256 of every file beside it
+    checkpoints/constant/               where some never change, those, once, in the same form
 
 A checkpoint is written under another name and renamed when whole. Before one is used its digests are checked;
 a damaged one is named and passed over for the next older. What is loaded are arrays, never code.
@@ -75,12 +76,16 @@ def better(value: float, than: float, mode: str) -> bool:
 
 @dataclass
 class Directory:
-    """Checkpoints in a folder: the newest `keep`, and the best by the monitored validation metric."""
+    """Checkpoints in a folder: the newest `keep`, and the best by the monitored validation metric.
+
+    constant: a pattern of the paths of arrays that never change (`re.match`); "" is none.
+    """
 
     folder: Path
     keep: int = 2
     monitor: str = ""
     mode: str = "min"
+    constant: str = ""
     _writer: ThreadPoolExecutor | None = None
     _pending: Future | None = None
 
@@ -91,9 +96,11 @@ class Directory:
           OSError: of the write before it (a full disk).
         """
         self.wait()
-        arrays = to_arrays(payload)
+        arrays, constant = to_arrays(payload, self._is_constant), None
+        if self.constant and not (self.folder / "constant").exists():
+            constant = to_arrays(payload, lambda path: not self._is_constant(path))
         self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending = self._writer.submit(self._write, step, arrays, validation)
+        self._pending = self._writer.submit(self._write, step, arrays, validation, constant)
 
     def wait(self) -> None:
         """Until what was saved is on disk."""
@@ -134,10 +141,14 @@ class Directory:
         Raises:
           OSError: the step asked for is missing or damaged.
         """
+        constant = self.folder / "constant"
         for candidate in [step] if step is not None else reversed(self.steps()):
             place = self._place(candidate)
-            if (fault := damage(place)) is None:
-                return candidate, _read(place / "state")
+            fault = damage(place)
+            if fault is None and constant.exists() and (fault := damage(constant)) is not None:
+                fault = f"../constant: {fault}"
+            if fault is None:
+                return candidate, _read(place / "state") | (_read(constant / "state") if constant.exists() else {})
             if step is not None:
                 raise OSError(f"{place}: {fault}")
             report(f"checkpoint passed over: {place}: {fault}")
@@ -146,20 +157,18 @@ class Directory:
     def _place(self, step) -> Path:
         return self.folder / f"{step:08d}"
 
-    def _write(self, step, arrays, validation):
+    def _is_constant(self, path: str) -> bool:
+        return bool(self.constant) and re.match(self.constant, path) is not None
+
+    def _write(self, step, arrays, validation, constant):
         place = self._place(step)
         if place.exists():
             return  # of the same step, and so the same state
-        partial = place.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _checkpointer().save((partial / "state").absolute(), arrays)
-        digests = {str(p.relative_to(partial)): _digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+        if constant is not None:
+            _write_folder(self.folder / "constant", constant, {"step": step, "validation": {}})
         # nan is no JSON; a metric that was not finite is left out.
         finite = {k: v for k, v in validation.items() if np.isfinite(v)}
-        _write_through(partial / "manifest.json", {"step": step, "validation": finite, "sha256": digests})
-        os.rename(partial, place)
-        _sync(self.folder)
+        _write_folder(place, arrays, {"step": step, "validation": finite})
         best = self.best()
         for old in self.steps()[: -self.keep]:
             if old != best:
@@ -168,13 +177,29 @@ class Directory:
                 shutil.rmtree(gone)
 
 
-def to_arrays(payload: Any) -> Arrays:
+def _write_folder(place: Path, arrays: Arrays, manifest: dict[str, Any]) -> None:
+    """Arrays and their manifest, there when both are whole."""
+    partial = place.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _checkpointer().save((partial / "state").absolute(), arrays)
+    digests = {str(p.relative_to(partial)): _digest(p) for p in sorted(partial.rglob("*")) if p.is_file()}
+    _write_through(partial / "manifest.json", manifest | {"sha256": digests})
+    os.rename(partial, place)
+    _sync(place.parent)
+
+
+def to_arrays(payload: Any, skip: Callable[[str], bool] = lambda path: False) -> Arrays:
     """Path -> array on the host, for any pytree; random keys by their data. One transfer.
 
-    An array of no elements is left out (Orbax refuses it); `from_arrays` makes it again.
+    Left out are arrays of no elements (Orbax refuses them; `from_arrays` makes them again) and those that `skip` names.
     """
-    raw = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, payload)
-    return {path: np.asarray(x) for path, x in tree.by_path(jax.device_get(raw)).items() if x.size}
+    raw = {
+        path: jax.random.key_data(x) if _is_key(x) else x
+        for path, x in tree.by_path(payload).items()
+        if x.size and not skip(path)
+    }
+    return {path: np.asarray(x) for path, x in jax.device_get(raw).items()}
 
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
