@@ -281,10 +281,12 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
         fitted = _with_vocabulary(config.model, dataset).sized(dataset.inputs, outputs)
         config = dataclasses.replace(config, model=fitted)
     model = config.model.build() if config.model is not None else None
-    if config.lora is not None and model is not None:
-        model = config.lora.adapt(model)
     if model is None and hasattr(config.task, "model"):
         raise ConfigError(f"model: missing; a table with a kind: {', '.join(kind_table(AnyModel))}")
+    if config.lora is not None:
+        if model is None:
+            raise ConfigError(f"lora: it adapts [model]; there is none beside task.kind = {config.task.kind!r}")
+        model = config.lora.adapt(model)
 
     def learner(name: str) -> Learner:
         own = config.players.get(name, PlayerConfig())

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from functrain import tree
 from functrain.config import LARGEST, ConfigError
+from functrain.data.dataset import read_text
 from functrain.generation import DRAW, Sampling, beam_search, left_padded, stream, windowed
 from functrain.models.lora import plain
 from functrain.precision import dtype_of
@@ -91,10 +92,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
       ConfigError: no such file, not UTF-8, no line.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--file: {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+    lines = read_text(f"--file: {path}", path).splitlines()
     if not any(lines):
         raise ConfigError(f"--file: {path}: holds no prompt; expected one a line")
     return [line for line in lines if line]

@@ -412,7 +412,7 @@ def test_text_is_shown_while_it_is_made(runs, monkeypatch):
         (["gpt", "--beams", "2", "--number", "3"], "--number: found 3"),
         (["gpt", "--beams", "2", "--tokens", "9"], "--tokens: found 9; after a prompt of 1 tokens, with --beams"),
         (["gpt", "--step", "7"], "--step: found 7"),
-        (["gpt", "--file", "absent.txt"], "--file: absent.txt: No such file"),
+        (["gpt", "--file", "absent.txt"], "--file: absent.txt: cannot be read: No such file"),
         (["gpt", "--file", "empty.txt"], "--file: empty.txt: holds no prompt"),
         (["gpt", "--file", "strange.txt"], "--file: strange.txt: character '{'"),
     ],

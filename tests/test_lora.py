@@ -1,5 +1,7 @@
 """Low-rank adaptation: it begins as the model, merged is unmerged, the rest never changes and is kept once."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +173,13 @@ def test_export_and_start(run, tmp_path, capsys):
     capsys.readouterr()
     assert main(["export", str(tmp_path / "plain"), str(tmp_path / "no.safetensors"), "--layout", "adapter"]) == 2
     assert "adapter is what [lora] trained; this run has none" in capsys.readouterr().err
+
+
+def test_it_needs_a_model(tmp_path, monkeypatch, capsys):
+    """A task that brings its own is refused, not trained without."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    task = '[task]\nkind = "custom"\ntarget = "toys:TinyGAN"\n'
+    (tmp_path / "own.toml").write_text(task + TOML[TOML.index("[lora]") :])
+    assert main(["train", str(tmp_path / "own.toml"), "--out", str(tmp_path / "run")]) == 2
+    assert "lora: it adapts [model]; there is none beside task.kind = 'custom'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

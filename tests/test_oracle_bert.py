@@ -10,7 +10,7 @@ from hugging_face import transformers
 
 from functrain import trained, tree
 from functrain.cli import main
-from functrain.config import ConfigError
+from functrain.config import ConfigError, read
 from functrain.models.bert import BERT, from_huggingface
 from functrain.models.torch_layout import from_torch, to_torch
 
@@ -242,6 +242,7 @@ kind = "classification"
 kind = "huggingface"
 folder = "{folder}"
 head = "classes"
+dropout = 0.3
 [start]
 fresh = ["^head", "^pooler"]
 [data]
@@ -273,6 +274,8 @@ def test_fine_tuning_a_folder(tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--layout", "huggingface"]) == 0
     capsys.readouterr()
     model = trained.load(tmp_path / "run")
+    found = read(tmp_path / "run" / "config.toml").data["model"]
+    assert (found["dropout"], found["attention_dropout"]) == (0.3, 0.3)  # theirs were 0.1
     x = np.array([[2, 3, 4, 5, 0, 0, 0], [6, 2, 2, 3, 4, 5, 6]])
     loaded = library.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     assert loaded.config.num_labels == 3

@@ -194,6 +194,20 @@ def find(key: str, path: str, folder: bool = False) -> Path:
     raise ConfigError(f"{key}: no {'folder' if folder else 'file'} {' or '.join(str(p)[:110] for p in places)}")
 
 
+def read_text(name: str, path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark; `name` is what a message calls it.
+
+    Raises:
+      ConfigError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+
+
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file.
 

@@ -15,7 +15,7 @@ from functrain.config import ConfigError, Count, Size, configclass
 from functrain.config import Text as NotEmpty
 from functrain.data.base import Split
 from functrain.data.bucketing import Ragged
-from functrain.data.dataset import Dataset, dataset, find
+from functrain.data.dataset import Dataset, dataset, find, read_text
 from functrain.data.packing import packed, padded
 from functrain.data.text import Encoded, library_files, library_folder
 from functrain.data.tokens import END, RESERVED
@@ -189,15 +189,10 @@ class Instructions(Taught):
     def read(self):
         """The file's lines; empty ones are passed over."""
         path = find("data.path", self.path)
-        try:
-            data = path.read_bytes()
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"data.path: {path}: not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise ConfigError(f"data.path: {path}: cannot be read: {error.strerror}") from None
-        lines = ((f"data.path: {path}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
-        return f"data.path: {path}", data, [self._example(where, line) for where, line in lines]
+        name = f"data.path: {path}"
+        text = read_text(name, path)
+        lines = ((f"{name}: line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
+        return name, text.encode(), [self._example(where, line) for where, line in lines]
 
     def _example(self, where, line):
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from functrain.config import ConfigError, Count, Size, configclass
 from functrain.config import Text as NotEmpty
 from functrain.data.bucketing import Ragged
-from functrain.data.dataset import Dataset, find
+from functrain.data.dataset import Dataset, find, read_text
 from functrain.data.tokens import BEGIN, RESERVED, Sentences
 
 
@@ -77,10 +77,7 @@ class ParallelText(Ragged):
         """The sentences of a .txt file, one a line, as x [n, longest]."""
         if Path(path).suffix != ".txt":
             return None
-        try:
-            lines = _lines(Path(path).read_bytes())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        lines = _lines(read_text(path, path))
         if not any(lines):
             raise ConfigError(f"{path}: holds no text")
         return self.encode(lines)
@@ -116,7 +113,7 @@ def _path(folder, name) -> Path:
 def _read(path) -> list[str]:
     try:
         found = path.read_bytes()
-        lines = _lines(gzip.decompress(found) if path.suffix == ".gz" else found)
+        lines = _lines((gzip.decompress(found) if path.suffix == ".gz" else found).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"data.path: {path}: not UTF-8 text (byte {error.start})") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -126,9 +123,9 @@ def _read(path) -> list[str]:
     return lines
 
 
-def _lines(data: bytes) -> list[str]:
-    """The lines of UTF-8 text, without blanks at their ends; only a line feed ends one, as where files are aligned."""
-    return [line.strip() for line in data.decode("utf-8-sig").removesuffix("\n").split("\n")]
+def _lines(text: str) -> list[str]:
+    """The lines of a text, without blanks at their ends; only a line feed ends one, as where files are aligned."""
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def _filled(rows) -> np.ndarray:

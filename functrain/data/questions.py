@@ -15,7 +15,7 @@ import numpy as np
 
 from functrain.config import ConfigError, Count, Size, Text, configclass
 from functrain.data.base import Split
-from functrain.data.dataset import SPLITS, Dataset, dataset, find
+from functrain.data.dataset import SPLITS, Dataset, dataset, find, read_text
 from functrain.data.tokens import BPE
 
 _SPECIAL = 4
@@ -174,10 +174,7 @@ class Questions(Split):
         if self.level == "bpe":
             return {"tokenizer": BPE.of("\n".join(texts), self.tokens - _SPECIAL).definition}
         path = find("data.tokenizer_path", self.tokenizer_path)
-        try:
-            return {"tokenizer": path.read_text("utf-8")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"data.tokenizer_path: {path}: cannot be read: {error}") from None
+        return {"tokenizer": read_text(f"data.tokenizer_path: {path}", path)}
 
     def _pieces(self) -> Pieces:
         """The tokenizer of these settings."""
@@ -220,10 +217,9 @@ def read(name: str, path: Path, answers: bool = True) -> list[Paragraph]:
     Raises:
       ConfigError: it is no such file, or an answer does not stand where the file says; with the place in it.
     """
+    text = read_text(name, path)
     try:
-        whole = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        whole = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: not JSON: {error}") from None
     paragraphs = []

@@ -23,7 +23,7 @@ import numpy as np
 from functrain.config import ConfigError, Count, Size, Text, configclass
 from functrain.data.base import Split
 from functrain.data.bucketing import Ragged
-from functrain.data.dataset import SPLITS, Dataset, dataset, find
+from functrain.data.dataset import SPLITS, Dataset, dataset, find, read_text
 from functrain.data.tokens import BPE, UNKNOWN
 
 _NO_WORD = re.compile(r"[^\w(),!?'`]|_")
@@ -140,7 +140,7 @@ class Sentences(Split, Ragged):
         """x [n, longest] from a .txt file with a sentence a line."""
         if Path(path).suffix != ".txt":
             return None
-        lines = _decoded(path, Path(path)).removesuffix("\n").split("\n")
+        lines = _unix(read_text(path, path)).removesuffix("\n").split("\n")
         if not any(line.strip() for line in lines):
             raise ConfigError(f"{path}: holds no text")
         return self.encode(lines)
@@ -239,7 +239,7 @@ class LabelledText(Sentences):
 
     def _read(self, key: str, path: Path) -> Labelled:
         name = f"{key}: {path}"
-        text = _decoded(name, path).removeprefix("\ufeff")
+        text = _unix(read_text(name, path))
         if path.suffix == ".jsonl":
             rows = list(_json_lines(name, text, (self.text, self.label)))
         elif path.suffix in (".csv", ".tsv"):
@@ -315,20 +315,16 @@ def _filled(rows: Sequence[Sequence[int]], longest: int) -> np.ndarray:
     return x
 
 
-def _decoded(name: str, path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+def _unix(text: str) -> str:
+    """The text with line feeds alone at the ends of its lines."""
+    return text.replace("\r\n", "\n")
 
 
 def _member(path: Path, name: str) -> str:
     """The text of a file in an archive."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.read(name).decode("utf-8").replace("\r\n", "\n")
+            return _unix(archive.read(name).decode("utf-8"))
     except KeyError:
         raise ConfigError(f"data.folder: {path}: holds no file {name}") from None
     except UnicodeDecodeError as error:

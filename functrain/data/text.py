@@ -13,7 +13,7 @@ import numpy as np
 from functrain.config import ConfigError, Count, Fraction, Size, configclass
 from functrain.config import Text as NotEmpty
 from functrain.data.base import Source
-from functrain.data.dataset import Dataset, find
+from functrain.data.dataset import Dataset, find, read_text
 from functrain.data.tokens import BPE, Bytes, Characters
 
 
@@ -57,10 +57,8 @@ class Encoded(Source):
         if self.level == "bpe" and not self.tokenizer:
             found["tokenizer"] = BPE.of(train, self.tokens).definition
         elif self.level == "bpe" and self.tokenizer.endswith(".json"):
-            try:
-                found["tokenizer"] = find("data.tokenizer", self.tokenizer).read_text("utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"data.tokenizer: {self.tokenizer}: cannot be read: {error}") from None
+            path = find("data.tokenizer", self.tokenizer)
+            found["tokenizer"] = read_text(f"data.tokenizer: {path}", path)
         return found
 
     def codec(self, vocabulary: str = "", tokenizer: str = "", **_) -> Characters | Bytes | BPE:
@@ -81,10 +79,7 @@ class Encoded(Source):
         """The last `block` tokens of a .txt file, [1, block or fewer]: what a language model goes on from."""
         if Path(path).suffix != ".txt":
             return None
-        try:
-            text = Path(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        text = read_text(path, path)
         if not text:
             raise ConfigError(f"{path}: holds no text")
         return self.encode(self.prompted(text))[None, -self.block :]
@@ -138,13 +133,7 @@ class TextFile(Corpus):
     def read(self):
         """The file's text."""
         path = find("data.path", self.path)
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"data.path: {path}: not UTF-8 text (byte {error.start})") from None
-        except OSError as error:
-            raise ConfigError(f"data.path: {path}: cannot be read: {error.strerror}") from None
-        return text, f"data.path: {path}"
+        return read_text(f"data.path: {path}", path), f"data.path: {path}"
 
 
 @configclass

@@ -18,7 +18,7 @@ import numpy as np
 from functrain.config import LARGEST, ConfigError, Count, Fraction, Size, configclass
 from functrain.config import Text as NotEmpty
 from functrain.data.base import Source
-from functrain.data.dataset import Dataset, find
+from functrain.data.dataset import Dataset, find, read_text
 from functrain.data.feed import Stream
 from functrain.data.tokens import BPE, Bytes, Characters
 
@@ -154,10 +154,7 @@ class TokenFile(Source):
         """The last `block` tokens of a .txt file, [1, block or fewer], where it is known what they stand for."""
         if Path(path).suffix != ".txt" or not self.level:
             return None
-        try:
-            text = Path(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
+        text = read_text(path, path)
         if not text:
             raise ConfigError(f"{path}: holds no text")
         return self.encode(text)[None, -self.block :]

@@ -1,6 +1,6 @@
 """What the models that Hugging Face knows too have in common: how its config.json is read.
 
-Such a model's file has `from_huggingface(config) -> model`, and the model three methods:
+Such a model's file has `from_huggingface(config) -> model`, and the model:
 
     huggingface_names()  -> {our path: the name in the state dict}
     to_huggingface()     -> the keys of config.json that say what the model is

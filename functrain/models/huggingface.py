@@ -18,6 +18,8 @@ from functrain.models import bert, gpt, llama
 FAMILIES = {"gpt2": gpt, "llama": llama, "bert": bert}
 """model_type of config.json -> the module of ours."""
 
+_RATES = ("dropout", "attention_dropout")  # a model has the first, or both
+
 
 @configclass
 class HuggingFace:
@@ -29,7 +31,7 @@ class HuggingFace:
     head: Literal["", "masked", "classes", "span", "tags"] = ""
     """What stands on a BERT; "" is what the config.json says. A head that the weights lack: start.fresh = ["^head"]."""
     dropout: Fraction | None = None
-    """In place of the rate that the config.json says."""
+    """In place of every rate of dropout that the config.json says."""
 
     def found(self) -> Any:
         """The config of the model.
@@ -41,7 +43,7 @@ class HuggingFace:
         model = described(config, f"model.folder: {Path(self.folder) / 'config.json'}")
         changes: dict[str, Any] = {"huggingface": text}
         if self.dropout is not None:
-            changes["dropout"] = self.dropout
+            changes |= {rate: self.dropout for rate in _RATES if hasattr(model, rate)}
         if self.head:
             if not hasattr(model, "head"):
                 raise ConfigError(f"model.head: found {self.head!r}; model_type {config['model_type']!r} has one alone")
@@ -96,7 +98,7 @@ def config_text(model: Any) -> str:
       ConfigError: Hugging Face's model of that family cannot be like this one.
     """
     given = json.loads(model.huggingface) if model.huggingface else {}
-    ends = {"inputs": (), "outputs": 0, "dropout": 0.0, "huggingface": ""}
+    ends = {"inputs": (), "outputs": 0, "huggingface": ""} | {rate: 0.0 for rate in _RATES if hasattr(model, rate)}
     same = given and dataclasses.replace(described(given), **ends) == dataclasses.replace(model, **ends)
     labelled = getattr(model, "head", "") in ("classes", "tags")
     if same and not (labelled and model.outputs != len(given.get("id2label", (0, 1)))):

@@ -59,7 +59,7 @@ class Llama:
     tied: bool = False
     """Whether the output layer is the token embedding."""
     positions: Count = 0
-    """The most tokens that it is meant to read; it goes into Hugging Face's config.json and does nothing else."""
+    """The most tokens that it is meant to read: data.block may be no longer; 0 is no bound."""
     vocabulary: Count = 0
     """Rows of the table of tokens, and logits; 0 is the size of the data's vocabulary."""
     huggingface: str = ""
