@@ -40,6 +40,7 @@ from functrain.observe.tracking import library
 from functrain.observe.wandb import WandB
 from functrain.parallel import replicate
 from functrain.precision import dtype_of
+from functrain.tasks.base import beside
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.loop import Best, Seconds, run
@@ -302,7 +303,7 @@ def _draw_predictions(built: Built, train_state: Any, split: str, folder: Path) 
     feed = built.feeds[split]
     feed = dataclasses.replace(feed, size=min(_DRAWN, len(jax.tree.leaves(feed.arrays)[0])))
     batch = jax.jit(feed.batch)(feed.arrays, np.int32(0))
-    outputs = jax.jit(built.task.outputs_of)(train_state, batch["x"])
+    outputs = jax.jit(built.task.outputs_of)(train_state, batch["x"], **beside(built.task, batch))
     # As the source scales it, so that pictures have the colours of the data.
     seen = jax.jit(dataclasses.replace(feed, prepare=built.config.data.scaled).batch)(feed.arrays, np.int32(0))
     source = getattr(built.config.data, "source", built.config.data)

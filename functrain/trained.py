@@ -20,6 +20,7 @@ from functrain.experiment import Experiment, assemble, build, in_order
 from functrain.metrics import read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
+from functrain.tasks.base import beside
 from functrain.train.evaluate import make_evaluate
 from functrain.train.members import summary
 
@@ -88,7 +89,12 @@ def _members(out: Path, step: int | None) -> list[Trained]:
     if not hasattr(task, "outputs_of"):
         raise ConfigError(f"{out}: a task of kind {settings.task.kind!r} is no single function to load")
     prepare = settings.data.prepare if settings.data else lambda batch: batch
-    outputs = jax.jit(lambda ts, x: task.outputs_of(ts, prepare({"x": x})["x"]))
+
+    @jax.jit
+    def outputs(train_state, x):
+        batch = prepare({"x": x})
+        return task.outputs_of(train_state, batch["x"], **beside(task, batch))
+
     return [Trained(settings, task, at, one, functools.partial(outputs, one)) for one in states]
 
 

@@ -15,7 +15,7 @@ ADULT = (*ADULT.split(), "capital-loss", "hours-per-week", "native-country", "in
 
 
 def write_small_data(folder):
-    """Write all of it: mnist, tabular, tinyshakespeare, cifar10-jpeg, imagenette2, bccd, coco, sentences, multi30k."""
+    """Write all that a config of the repository reads, each set in a folder of its own."""
     rng = np.random.default_rng(0)
     write_mnist(folder / "mnist", rng)
     write_adult(folder / "tabular" / "adult", rng)
@@ -28,6 +28,7 @@ def write_small_data(folder):
     write_coco(folder / "coco", rng)
     write_polarity(folder / "nltk-sentiment", rng)
     write_multi30k(folder / "multi30k", rng)
+    write_digits_said(folder / "fsdd", rng)
     return folder
 
 
@@ -163,9 +164,14 @@ def write_bccd(folder, rng):
         files[f"BCCD/ImageSets/Main/{split}.txt"] = "".join(f"{i}\n" for i in members).encode()
     with tarfile.open(folder / "BCCD.tar.gz", "w:gz") as archive:
         for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+            add(archive, name, data)
+
+
+def add(archive, name, data):
+    """A file into an archive."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
 
 
 def write_coco(folder, rng):
@@ -206,3 +212,24 @@ def write_multi30k(folder, rng):
         for i, language in enumerate(("en", "de")):
             text = "".join(" ".join(words[k][i] for k in row) + ".\n" for row in rows)
             (folder / f"{name}.{language}.gz").write_bytes(gzip.compress(text.encode(), 1, mtime=0))
+
+
+def write_digits_said(folder, rng, takes=6, rate=8000):
+    """Digits said by two speakers: a tone for each digit, of its own length, and noise."""
+    folder.mkdir(parents=True)
+    with tarfile.open(folder / "recordings.tar.gz", "w:gz") as archive:
+        for digit in range(10):
+            for speaker, pitch in (("ann", 1.0), ("bob", 0.7)):
+                for take in range(takes):
+                    t = np.arange(int(rng.integers(rate // 10, rate // 5))) / rate
+                    x = 0.3 * np.sin(2 * np.pi * (200 + 150 * digit) * pitch * t) + rng.normal(0, 0.02, len(t))
+                    add(archive, f"recordings/{digit}_{speaker}_{take}.wav", wav(x, rate))
+
+
+def wav(x, rate):
+    """The bytes of a WAV file of 16 bits."""
+    data = (x * 32767).astype("<i2").tobytes()
+    sizes = [b"RIFF", (36 + len(data)).to_bytes(4, "little"), b"WAVEfmt ", (16).to_bytes(4, "little")]
+    numbers = ((1, 2), (1, 2), (rate, 4), (2 * rate, 4), (2, 2), (16, 2))
+    head = b"".join(sizes + [n.to_bytes(width, "little") for n, width in numbers])
+    return head + b"data" + len(data).to_bytes(4, "little") + data

@@ -6,10 +6,30 @@ from functrain.augment.mixing import CutMix, Mixup
 from functrain.augment.pixels import Colour, Cutout, Grey, Noise
 from functrain.augment.policies import AugMix, RandAugment
 from functrain.augment.preview import preview
+from functrain.augment.spectra import MaskFrequency, MaskTime
+from functrain.augment.waves import Gain, Shift, Speed, WhiteNoise
 from functrain.config import kinds
 
 AnyAugment = kinds(
-    Flip, Crop, ResizedCrop, Rotate, Affine, Cutout, Colour, Grey, Noise, RandAugment, AugMix, Mixup, CutMix
+    Flip,
+    Crop,
+    ResizedCrop,
+    Rotate,
+    Affine,
+    Cutout,
+    Colour,
+    Grey,
+    Noise,
+    RandAugment,
+    AugMix,
+    Mixup,
+    CutMix,
+    Shift,
+    WhiteNoise,
+    Speed,
+    Gain,
+    MaskTime,
+    MaskFrequency,
 )
 """[[augment]]: every kind a config can name."""
 

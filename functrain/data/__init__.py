@@ -18,6 +18,7 @@ from functrain.data.questions import Questions
 from functrain.data.random import Random
 from functrain.data.scenes import MnistScenes
 from functrain.data.sentences import LabelledText, Polarity
+from functrain.data.sounds import JoinedSounds, SoundFiles
 from functrain.data.sources import Arrays, CustomData, Digits, Npz
 from functrain.data.table import Csv
 from functrain.data.text import PythonSource, TextFile
@@ -42,6 +43,8 @@ AnyData = kinds(
     MnistScenes,
     Voc,
     Coco,
+    SoundFiles,
+    JoinedSounds,
     Npz,
     Mixture,
     Random,
@@ -64,6 +67,7 @@ __all__ = [
     "ImageFolder",
     "InOrder",
     "Instructions",
+    "JoinedSounds",
     "Known",
     "LabelledText",
     "Memory",
@@ -78,6 +82,7 @@ __all__ = [
     "PythonSource",
     "Questions",
     "Random",
+    "SoundFiles",
     "Stream",
     "TextFile",
     "TokenFile",

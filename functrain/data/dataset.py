@@ -28,6 +28,7 @@ class Dataset:
     block: where it is not 0, each split is one long sequence, `tokens` [n], and an example is `block` of them with the
       token after each (see functrain.data.feed.Windows); `classes` is then the size of the vocabulary.
     vocabulary: how many tokens there are, where x are tokens and the classes something else; else 0.
+    shape: of one example as the source prepares it, where that is not the shape of x.
     found: settings of the source that its training part told, by name (see functrain.data.base).
     """
 
@@ -37,6 +38,7 @@ class Dataset:
     classes: int = 0
     block: int = 0
     vocabulary: int = 0
+    shape: tuple[int, ...] = ()
     found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,13 +52,13 @@ class Dataset:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """The shape of one example.
+        """The shape of one example, as the model sees it.
 
         Raises:
           ConfigError: there is no array x.
         """
-        if self.block:
-            return (self.block,)
+        if self.block or self.shape:
+            return self.shape or (self.block,)
         if "x" not in self.train:
             raise ConfigError(f"data: there is no array x; it has: {', '.join(self.train)}")
         return self.train["x"].shape[1:]

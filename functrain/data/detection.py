@@ -14,9 +14,6 @@ import io
 import json
 import math
 import os
-import tarfile
-import zipfile
-import zlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,12 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from functrain.config import ConfigError, Count, Size, Text, configclass
+from functrain.data.archive import Files
 from functrain.data.base import Normalised
-from functrain.data.dataset import SPLITS, Dataset, dataset, find
+from functrain.data.dataset import SPLITS, Dataset, dataset
 from functrain.data.images import SUFFIXES, images_in, read_image
 
-_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-_LARGEST_FILE = 1 << 30
 _LARGEST_XML = 1 << 20
 
 
@@ -56,62 +52,6 @@ class Scene:
     size: tuple[int, int] = (0, 0)
 
 
-class Files:
-    """Files by their names, with / between folders, of a folder or of an archive held in memory."""
-
-    def __init__(self, key: str, path: str):
-        archive = path.lower().endswith(_ARCHIVES)
-        place = find(key, path, folder=not archive)
-        self.where = f"{key}: {place}"
-        self.held: dict[str, bytes | Path] = {}
-        try:
-            if path.lower().endswith(".zip"):
-                self._read_zip(place)
-            elif archive:
-                self._read_tar(place)
-            else:
-                for folder, _, names in os.walk(place):
-                    self.held |= {(Path(folder) / n).relative_to(place).as_posix(): Path(folder) / n for n in names}
-        except (OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-            raise ConfigError(f"{self.where}: cannot be read: {' '.join(str(error).split())}") from None
-
-    def read(self, name: str, largest: int = _LARGEST_FILE) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-          ConfigError: there is none, or it cannot be read, or it is larger.
-        """
-        held = self.held.get(name)
-        if held is None:
-            raise ConfigError(f"{self.where}: no file {name}")
-        try:
-            data = held if isinstance(held, bytes) else held.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{self.where}: {name}: cannot be read: {error.strerror}") from None
-        if len(data) > largest:
-            raise ConfigError(f"{self.where}: {name}: {len(data)} bytes; expected at most {largest}")
-        return data
-
-    def _read_zip(self, place):
-        with zipfile.ZipFile(place) as archive:
-            for member in archive.infolist():
-                if not member.is_dir() and self._wanted(member.filename, member.file_size):
-                    self.held[_plain(member.filename)] = archive.read(member)
-
-    def _read_tar(self, place):
-        with tarfile.open(place) as archive:
-            for member in archive:  # in the file's order: a compressed one cannot be read backwards
-                if member.isfile() and self._wanted(member.name, member.size):
-                    file = archive.extractfile(member)
-                    self.held[_plain(member.name)] = file.read() if file else b""
-
-    def _wanted(self, name, size):
-        wanted = name.lower().endswith((".xml", ".txt", ".json", *SUFFIXES))
-        if wanted and size > _LARGEST_FILE:
-            raise ConfigError(f"{self.where}: {name}: {size} bytes; expected at most {_LARGEST_FILE}")
-        return wanted
-
-
 @configclass
 class Pictures(Normalised):
     """What sources of pictures with boxes share."""
@@ -133,7 +73,7 @@ class Pictures(Normalised):
 
     def load(self) -> Dataset:
         """x, boxes, labels, ignored and scale, as this module says."""
-        files = Files("data.path", self.path)
+        files = Files("data.path", self.path, (".xml", ".txt", ".json", *SUFFIXES))
         scenes, names = self.scenes(files)
         names = self.class_names or names
         if not names:
@@ -403,7 +343,3 @@ def _decoded(files: Files, name: str) -> str:
         return files.read(name).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{files.where}: {name}: not UTF-8 text") from None
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("./")

@@ -190,7 +190,7 @@ class Augmented:
 
     feed: gives batches as the source scales them.
     augments: what changes them, in this order, each `apply(batch, *, key) -> batch`.
-    then: what is done last, the source's normalisation.
+    then: the source's normalisation, after all but those that are `on_features`: they change what it gives.
     """
 
     feed: Any
@@ -208,9 +208,13 @@ class Augmented:
         batch = feed.batch(window, step)
         # Not 0 and 1: with those, the train state's own keys are folded from that of the seed.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 2), step)
-        for i, augment in enumerate(self.augments):
-            batch = augment.apply(batch, key=jax.random.fold_in(key, i))
-        return self.then(batch)
+        for on_features in (False, True):
+            for i, augment in enumerate(self.augments):
+                if getattr(augment, "on_features", False) == on_features:
+                    batch = augment.apply(batch, key=jax.random.fold_in(key, i))
+            if not on_features:
+                batch = self.then(batch)
+        return batch
 
 
 @dataclass(frozen=True)

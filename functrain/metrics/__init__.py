@@ -16,6 +16,7 @@ from functrain.metrics.accumulators import (
 from functrain.metrics.calibration import Calibration, calibration_of
 from functrain.metrics.classes import Confusion, confusion_of, top_k
 from functrain.metrics.detection import Detections
+from functrain.metrics.edits import Errors, character_error_rate, edits, word_error_rate
 from functrain.metrics.moments import Moments, moments_of
 from functrain.metrics.overlap import Overlap, overlap_of
 from functrain.metrics.rouge import Rouge, rouge, rouge_of
@@ -29,6 +30,7 @@ __all__ = [
     "Calibration",
     "Confusion",
     "Detections",
+    "Errors",
     "Mean",
     "Moments",
     "Overlap",
@@ -41,7 +43,9 @@ __all__ = [
     "Total",
     "Verification",
     "calibration_of",
+    "character_error_rate",
     "confusion_of",
+    "edits",
     "is_metric",
     "join",
     "mean_of",
@@ -56,4 +60,5 @@ __all__ = [
     "scores_of",
     "texts_of",
     "top_k",
+    "word_error_rate",
 ]

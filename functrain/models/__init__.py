@@ -6,6 +6,7 @@ from functrain.models.base import Model, Pure
 from functrain.models.bert import BERT
 from functrain.models.cnn import CNN
 from functrain.models.custom import CustomModel
+from functrain.models.deepspeech import DeepSpeech
 from functrain.models.detector import FCOS
 from functrain.models.flax_module import FlaxModel
 from functrain.models.gpt import GPT
@@ -23,6 +24,7 @@ from functrain.models.transformer import Transformer
 from functrain.models.unet import UNet
 from functrain.models.vgg import VGG
 from functrain.models.vit import ViT
+from functrain.models.wavenet import WaveNet
 
 AnyModel = kinds(
     MLP,
@@ -43,6 +45,8 @@ AnyModel = kinds(
     TextCNN,
     Llama,
     Transformer,
+    DeepSpeech,
+    WaveNet,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -61,6 +65,7 @@ __all__ = [
     "AnyModel",
     "CIFARResNet",
     "CustomModel",
+    "DeepSpeech",
     "FlaxModel",
     "HuggingFace",
     "LeNet",
@@ -75,4 +80,5 @@ __all__ = [
     "Transformer",
     "UNet",
     "ViT",
+    "WaveNet",
 ]

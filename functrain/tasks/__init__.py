@@ -4,6 +4,7 @@ from functrain.config import kinds
 from functrain.tasks.base import OneLoss
 from functrain.tasks.binary import Binary, Multilabel
 from functrain.tasks.classification import Classification
+from functrain.tasks.ctc import CTC
 from functrain.tasks.custom import CustomTask
 from functrain.tasks.detection import Detection
 from functrain.tasks.embedding import Embedding
@@ -14,6 +15,7 @@ from functrain.tasks.robust import Robust
 from functrain.tasks.segmentation import Segmentation
 from functrain.tasks.span import Span
 from functrain.tasks.translation import Translation
+from functrain.tasks.waveform import Waveform
 
 AnyTask = kinds(
     Classification,
@@ -28,11 +30,14 @@ AnyTask = kinds(
     Detection,
     Embedding,
     Translation,
+    CTC,
+    Waveform,
     CustomTask,
 )
 """[task]: every task a config can name."""
 
 __all__ = [
+    "CTC",
     "AnyTask",
     "Binary",
     "Classification",
@@ -48,4 +53,5 @@ __all__ = [
     "Segmentation",
     "Span",
     "Translation",
+    "Waveform",
 ]

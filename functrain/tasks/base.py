@@ -62,8 +62,7 @@ class OneLoss:
 
     def full_loss(self, params, state, batch, *, key, train):
         """`loss` of the model applied to the batch's x: what the learner and evaluation call."""
-        beside = {name: batch[name] for name in self.beside if name in batch}
-        outputs, state = self.model.apply(params, state, batch["x"], **beside, key=key, train=train)
+        outputs, state = self.model.apply(params, state, batch["x"], **beside(self, batch), key=key, train=train)
         means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
         return means, state, metrics
 
@@ -90,15 +89,20 @@ class OneLoss:
             return metrics | {"loss": means}
         return metrics | means | {"loss": Total(tuple(means.values()))}
 
-    def outputs_of(self, train_state: Any, x: Any) -> Any:
-        """The trained model's outputs for inputs x [n, ...], in at least float32."""
+    def outputs_of(self, train_state: Any, x: Any, **beside: Any) -> Any:
+        """The trained model's outputs for inputs x [n, ...] and what goes with them, in at least float32."""
 
         def apply(params, state, batch, *, key):
-            return self.model.apply(params, state, batch["x"], key=key, train=False)[0]
+            return self.model.apply(params, state, batch["x"], **batch["beside"], key=key, train=False)[0]
 
         weights = self.learner.weights(train_state.players["model"])
-        outputs = self.learner.precision(apply)(weights, train_state.state, {"x": x}, key=None)
+        outputs = self.learner.precision(apply)(weights, train_state.state, {"x": x, "beside": beside}, key=None)
         return jax.tree.map(_widen, outputs)
+
+
+def beside(task: Any, batch: Any) -> dict[str, Any]:
+    """What of a batch goes to the task's model by name, beside x."""
+    return {name: batch[name] for name in getattr(task, "beside", ()) if name in batch}
 
 
 def _widen(x):

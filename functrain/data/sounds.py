@@ -1,0 +1,335 @@
+"""Sounds: clips of a folder or an archive with what their names say of them, and strings of several clips joined.
+
+As it comes from the source, x [n, samples] int16 is a clip and, where it is shorter than the longest, PADDING. On the
+device it becomes a wave in -1..1 with its `length` [n] in samples (`scaled`), then features (`normalised`).
+"""
+
+import collections
+import dataclasses
+import io
+import math
+import os
+import re
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functrain.audio import AnyFeatures, LogMel
+from functrain.config import ConfigError, Count, NonNegative, Size, Text, configclass
+from functrain.data.archive import Files
+from functrain.data.base import Split
+from functrain.data.dataset import SPLITS, Dataset, dataset
+
+# pyright: reportInvalidTypeForm=false
+# The union of kinds is built by a function, which a static checker cannot follow.
+
+PADDING = -32768
+"""What stands past the end of a clip; no clip has it, for its own samples are from -32767 up."""
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff", ".au")
+_AT_ONCE = 64
+"""Clips whose features are taken together where they are measured."""
+
+
+@configclass
+class SoundFiles(Split):
+    """Clips of sound, one class each, which a part of their names says: LABEL/NAME.wav, or any pattern.
+
+    WAV of whole numbers is read by Python itself; all else (.flac, .ogg, .mp3, WAV of floats) by soundfile (extra
+    `audio`). Several channels become their mean.
+    """
+
+    kind: Literal["sound_files"] = "sound_files"
+    path: Text
+    """The folder or archive (.tar.gz, .zip); looked for in the working directory, then where FUNCTRAIN_DATA points."""
+    pattern: Text = r"(?P<label>[^/]+)/[^/]+$"
+    """A regular expression that is searched for in each file's path; files without it are left out. The default takes
+    the folder for the label."""
+    label: Text = "label"
+    """The named group of the pattern that is the class."""
+    test_pattern: str = ""
+    """A regular expression: files whose path has it are the test; empty is a share at random."""
+    rate: Count = 0
+    """Samples a second, to which clips of another rate are brought; 0 is that of the files, which must agree."""
+    seconds: NonNegative = 0.0
+    """How long a clip is at most, its end cut off; 0 is the longest of the training part."""
+    features: AnyFeatures = LogMel()
+    """What the model sees of a clip; a table with a kind."""
+    standardise: bool = True
+    """Whether each feature has mean 0 and deviation 1 over the frames of the training clips."""
+    lengths: bool = False
+    """Whether the batch says how long each clip is, as `length` in frames; a model that takes no lengths sees zeros."""
+    class_names: tuple[str, ...] = ()
+    """The classes, in the order of their numbers; taken from the training clips, sorted."""
+    samples: Count = 0
+    """The longest clip in samples; taken from the training part."""
+    centre: tuple[float, ...] = ()
+    """The mean of each feature; taken from the training part."""
+    spread: tuple[float, ...] = ()
+    """Their deviation; taken from the training part."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("pattern", "test_pattern"):
+            try:
+                compiled = re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(f"{name}: found {getattr(self, name)!r}; no regular expression: {error}") from None
+            if name == "pattern" and self.label not in compiled.groupindex:
+                groups = ", ".join(compiled.groupindex) or "none"
+                raise ValueError(f"label: found {self.label!r}; the pattern's named groups are: {groups}")
+
+    def load(self) -> Dataset:
+        """x [n, samples] int16, y [n] the classes."""
+        parts, rate, names = self.clips()
+        samples = self._longest(parts["train"][0], rate)
+        arrays = {split: {"x": _filled(waves, samples), "y": y} for split, (waves, y) in parts.items()}
+        return self.described(dataset(f"data.path: {self.path}", arrays, len(names)), rate, names)
+
+    def clips(self) -> tuple[dict[str, tuple[list[np.ndarray], np.ndarray]], int, tuple[str, ...]]:
+        """The clips of each split with their labels [n], samples a second, and the classes' names.
+
+        Raises:
+          ConfigError: no file has the pattern, one cannot be read, or rates differ.
+        """
+        files = Files("data.path", self.path, SUFFIXES)
+        found = {name: re.search(self.pattern, name) for name in sorted(files.held) if name.lower().endswith(SUFFIXES)}
+        labels = {name: match[self.label] for name, match in found.items() if match}
+        if not labels:
+            raise ConfigError(f"{files.where}: holds no sounds whose names have data.pattern = {self.pattern!r}")
+        given = {n for n in labels if self.test_pattern and re.search(self.test_pattern, n)}
+        if self.test_pattern and not given:
+            raise ConfigError(f"data.test_pattern: found {self.test_pattern!r}; no file's path has it")
+        names = self.class_names or tuple(sorted({labels[n] for n in labels.keys() - given}))
+        if strange := [n for n in labels if labels[n] not in names]:
+            there = ", ".join(names)[:160]
+            raise ConfigError(f"{files.where}: {strange[0]}: no class {labels[strange[0]]!r}; there are: {there}")
+        rate, waves = self._read(files, list(labels))
+        y = np.array([names.index(label) for label in labels.values()], np.int32)
+        index, test = np.arange(len(waves)), np.array([name in given for name in labels])
+        apart = {"test": {"i": index[test], "y": y[test]}} if given else {}
+        parts = self.split({"i": index[~test], "y": y[~test]}, apart)
+        return {s: ([waves[i] for i in p["i"]], p["y"]) for s in SPLITS if (p := parts.get(s))}, rate, names
+
+    def described(self, made: Dataset, rate: int, names: tuple[str, ...]) -> Dataset:
+        """The dataset with the shape that its features have, and what the training part told."""
+        samples = made.train["x"].shape[1]
+        found: dict[str, Any] = {"class_names": names, "rate": rate, "samples": samples}
+        fitted = dataclasses.replace(self, **found)
+        try:
+            shape = self.features.shape(samples, rate)
+        except ValueError as error:
+            raise ConfigError(f"data.features: {error}") from None
+        if self.standardise and self.features.continuous and not self.spread:
+            found |= dict(zip(("centre", "spread"), fitted._measured(made.train["x"])))
+        return dataclasses.replace(made, shape=shape, vocabulary=self.features.codes, found=found)
+
+    def scaled(self, batch: dict) -> dict:
+        """x in -1..1, 0 past the end of a clip, and `length` [n] in samples."""
+        x = batch["x"]
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return {"length": jnp.full(len(x), x.shape[1])} | batch
+        there = x != PADDING
+        wave = jnp.where(there, x, 0).astype(jnp.float32) / 32768
+        return batch | {"x": wave, "length": there.sum(1)}
+
+    def normalised(self, batch: dict) -> dict:
+        """Features of a wave, standardised, 0 past the end; with `lengths`, `length` [n] in frames."""
+        x, length = self.features.apply(batch["x"], batch["length"], self.rate)
+        if self.spread:
+            x = (x - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
+            x = jnp.where((jnp.arange(x.shape[1]) < length[:, None])[..., None], x, 0)
+        batch = batch | {"x": x, "length": length}
+        return batch if self.lengths else {name: a for name, a in batch.items() if name != "length"}
+
+    def read_inputs(self, path: str) -> np.ndarray | None:
+        """x [n, samples] int16 of a sound file, or of all those in a folder, sorted by name."""
+        if os.path.isdir(path):
+            names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES))
+            if not names:
+                raise ConfigError(f"{path}: holds no sounds ({', '.join(SUFFIXES)})")
+            return _filled([self._one(os.path.join(path, name)) for name in names], self.samples)
+        return _filled([self._one(path)], self.samples) if path.lower().endswith(SUFFIXES) else None
+
+    def _one(self, path: str) -> np.ndarray:
+        found, rate = read_sound(path, Path(path))
+        return resampled(found, rate, self.rate)
+
+    def _read(self, files: Files, names: Sequence[str]) -> tuple[int, list[np.ndarray]]:
+        """Samples a second, and every clip at that rate."""
+        read = [read_sound(f"{files.where}: {name}", files.read(name)) for name in names]
+        rates = collections.Counter(rate for _, rate in read)
+        if len(rates) > 1 and not self.rate:
+            there = ", ".join(f"{n} of {rate}" for rate, n in sorted(rates.items()))
+            raise ConfigError(f"data.rate: missing; clips differ in samples a second: {there}")
+        rate = self.rate or next(iter(rates))
+        return rate, [resampled(found, of, rate) for found, of in read]
+
+    def _longest(self, clips: Sequence[np.ndarray], rate: int) -> int:
+        if self.samples:
+            return self.samples
+        return math.ceil(self.seconds * rate) or max(map(len, clips))
+
+    def _measured(self, x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each feature over the frames of clips; a deviation of 0 is 1."""
+
+        @jax.jit
+        def sums(x, shift):
+            wave = self.scaled({"x": x})
+            found, length = self.features.apply(wave["x"], wave["length"], self.rate)
+            there = (jnp.arange(found.shape[1]) < length[:, None])[..., None]
+            apart = jnp.where(there, found - shift, 0)
+            return there.sum(), apart.sum((0, 1)), (apart**2).sum((0, 1))
+
+        # Sums of what is apart from the first clips' mean, or squares lose in float32 what the mean is larger.
+        count, total, _ = sums(x[:_AT_ONCE], 0.0)
+        shift = (np.asarray(total) / max(int(count), 1)).astype(np.float32)
+        rest = [sums(x[i : i + _AT_ONCE], shift) for i in range(0, len(x), _AT_ONCE)]
+        n, first, second = (np.sum([np.asarray(r[k], np.float64) for r in rest], 0) for k in range(3))
+        n = max(n, 1)
+        spread = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
+        spread[spread == 0] = 1.0
+        return tuple((shift + first / n).tolist()), tuple(spread.tolist())
+
+
+@configclass
+class JoinedSounds(SoundFiles):
+    """Strings of clips, one after the other, to be told apart: each is said as the classes of its clips, in order.
+
+    Clips of one split make strings of that split alone.
+    """
+
+    kind: Literal["joined_sounds"] = "joined_sounds"
+    lengths: bool = True
+    """Whether the batch says how long each string is, as `length` in frames."""
+    clips_of: tuple[Size, Size] = (1, 5)
+    """How many clips a string has: fewest and most."""
+    gap: tuple[NonNegative, NonNegative] = (0.0, 0.2)
+    """Seconds of silence before, between and after the clips: least and most."""
+    train: Size = 4000
+    """How many training strings are made."""
+    validation_strings: Count = 500
+    """How many strings are made to choose by."""
+    test_strings: Count = 500
+    """How many strings are made to be read once, at the end."""
+    string_seed: Count = 0
+    """Which strings: everything in them follows from this."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("clips_of", "gap"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise ValueError(f"{name}: found {list(getattr(self, name))}; expected the smaller first")
+
+    def load(self) -> Dataset:
+        """x [n, samples] int16, y [n, most] int32: the classes of the clips, -1 where there are no more."""
+        parts, rate, names = self.clips()
+        counts = (self.train, self.validation_strings, self.test_strings)
+        arrays, samples = {}, self.samples or math.ceil(self.seconds * rate)
+        for number, (split, count) in enumerate(zip(SPLITS, counts)):
+            if split in parts and count:
+                rng = np.random.default_rng([self.string_seed, number])
+                made = [self._string(*parts[split], rate, samples, rng) for _ in range(count)]
+                samples = samples or max(len(wave) for wave, _ in made)
+                arrays[split] = {"x": _filled([wave for wave, _ in made], samples), "y": np.stack([y for _, y in made])}
+        made = dataclasses.replace(dataset(f"data.path: {self.path}", arrays), classes=len(names))
+        return self.described(made, rate, names)
+
+    def _string(self, waves, labels, rate, room, rng) -> tuple[np.ndarray, np.ndarray]:
+        """A string of clips with silence round them, and their labels; of fewer clips, where more have no room."""
+        count = rng.integers(self.clips_of[0], self.clips_of[1] + 1)
+        which = rng.integers(len(waves), size=count)
+        gaps = [np.zeros(round(g * rate), np.int16) for g in rng.uniform(*self.gap, count + 1)]
+        pieces, used, kept = [gaps[0]], len(gaps[0]), []
+        for i, gap in zip(which, gaps[1:]):
+            used += len(waves[i]) + len(gap)
+            if room and kept and used > room:
+                break
+            pieces, kept = pieces + [waves[i], gap], [*kept, labels[i]]
+        y = np.full(self.clips_of[1], -1, np.int32)
+        y[: len(kept)] = kept
+        return np.concatenate(pieces), y
+
+
+def read_sound(name: str, file: bytes | Path) -> tuple[np.ndarray, int]:
+    """A sound as [samples] int16, the mean of its channels, from -32767; and its samples a second.
+
+    Args:
+      name: what messages call it.
+      file: its bytes, or its path.
+
+    Raises:
+      ConfigError: it cannot be read, has no samples, or needs soundfile, which is not installed.
+    """
+    try:
+        data = file if isinstance(file, bytes) else file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
+    try:
+        found, rate = _read_wav(data)
+    except (wave.Error, EOFError, ValueError):
+        found, rate = _read_other(name, data)
+    if not len(found):
+        raise ConfigError(f"{name}: holds no samples")
+    mean = found.mean(1) if found.shape[1] > 1 else found[:, 0]
+    return _whole(mean * 32768), rate
+
+
+def write_wav(path: str | Path, x: np.ndarray, rate: int) -> None:
+    """Write a wave [samples] in -1..1 as a WAV file of 16 bits, one channel; what is beyond is cut."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(_whole(np.asarray(x, np.float64) * 32768).astype("<i2").tobytes())
+
+
+def resampled(x: np.ndarray, rate: int, to: int) -> np.ndarray:
+    """Samples int16 at another rate, by a windowed sinc."""
+    if rate == to:
+        return x
+    from scipy.signal import resample_poly  # late: a third of a second, and only other rates need it
+
+    common = math.gcd(rate, to)
+    return _whole(resample_poly(x.astype(np.float64), to // common, rate // common))
+
+
+def _whole(x: np.ndarray) -> np.ndarray:
+    """Samples as int16, from -32767 up."""
+    return np.clip(np.rint(x), -32767, 32767).astype(np.int16)
+
+
+def _read_wav(data: bytes) -> tuple[np.ndarray, int]:
+    """[samples, channels] in -1..1 of a WAV file of whole numbers of 8, 16, 24 or 32 bits."""
+    with wave.open(io.BytesIO(data)) as file:
+        channels, width, rate, count = file.getparams()[:4]
+        frames = np.frombuffer(file.readframes(count), np.uint8)
+    frames = frames[: len(frames) // (channels * width) * channels * width].reshape(-1, channels, width)
+    if width == 1:  # from 0 to 255, unlike all others
+        return (frames[..., 0] - 128.0) / 128, rate
+    whole = np.zeros((*frames.shape[:2], 4), np.uint8)
+    whole[..., 4 - width :] = frames  # the high bytes of 32 bits, little end first
+    return whole.view("<i4")[..., 0] / 2.0**31, rate
+
+
+def _read_other(name: str, data: bytes) -> tuple[np.ndarray, int]:
+    try:
+        import soundfile  # late: an extra
+    except ImportError:
+        raise ConfigError(f"{name}: no WAV of whole numbers; others need: pip install 'functrain[audio]'") from None
+    try:
+        return soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"{name}: cannot be read as a sound: {' '.join(str(error).split())}") from None
+
+
+def _filled(clips: Sequence[np.ndarray], samples: int) -> np.ndarray:
+    """Clips as one array [n, samples] int16: cut off, or filled up with PADDING."""
+    x = np.full((len(clips), samples), PADDING, np.int16)
+    for row, clip in zip(x, clips):
+        row[: len(clip)] = clip[:samples]
+    return x

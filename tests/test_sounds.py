@@ -1,0 +1,178 @@
+"""Sounds: read from WAV of any width, cut and filled up, turned into features, joined to strings."""
+
+import dataclasses
+import io
+import sys
+import tarfile
+import wave
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_data import wav, write_digits_said
+
+from functrain.audio import MFCC, LogMel, MuLaw, Spectrogram, Wave
+from functrain.config import ConfigError
+from functrain.data.sounds import PADDING, JoinedSounds, SoundFiles, read_sound, resampled, write_wav
+
+PATTERN = r"(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<take>\d+)\.wav$"
+
+
+@pytest.fixture
+def said(tmp_path):
+    """An archive of 120 clips, where sources look for it."""
+    write_digits_said(tmp_path / "fsdd", np.random.default_rng(0))
+    return {"path": str(tmp_path / "fsdd" / "recordings.tar.gz"), "pattern": PATTERN, "label": "digit"}
+
+
+def written(values, width, channels=1, rate=8000):
+    """A WAV file of values in -1..1."""
+    whole = np.round(np.asarray(values) * 2 ** (8 * width - 1)).astype(np.int64)
+    if width == 1:
+        whole = whole + 128
+    data = b"".join(int(v).to_bytes(width, "little", signed=width > 1) for v in whole.ravel())
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_wav_of_any_width(width):
+    """The same wave, to the step of its width; two channels become their mean."""
+    values = np.array([0.5, -0.25, 0.0, -0.5, 0.75])
+    found, rate = read_sound("a", written(values, width, rate=11025))
+    assert rate == 11025
+    np.testing.assert_array_equal(found, values * 32768)
+    both, _ = read_sound("a", written(np.stack([values, -values], 1), width, channels=2))
+    np.testing.assert_array_equal(both, np.zeros(5))
+
+
+def test_a_wave_written_is_read(tmp_path):
+    """To half a step; what is beyond 1 is cut, and never PADDING."""
+    write_wav(tmp_path / "a.wav", np.array([0.1, -0.2, 2.0, -2.0]), 8000)
+    found, rate = read_sound("a", tmp_path / "a.wav")
+    np.testing.assert_allclose(found / 32768, [0.1, -0.2, 32767 / 32768, -32767 / 32768], atol=0.5 / 32768)
+    assert rate == 8000
+    assert PADDING not in found
+
+
+def test_other_formats_need_soundfile(tmp_path, monkeypatch):
+    """With it a FLAC file is read; without, the message names the extra."""
+    x = np.round(np.sin(np.arange(500) / 9) * 9000).astype(np.int16)
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.flac", x, 8000)
+    np.testing.assert_array_equal(read_sound("a", tmp_path / "a.flac")[0], x)
+    with pytest.raises(ConfigError, match=r"a: cannot be read as a sound"):
+        read_sound("a", b"no sound at all")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ConfigError, match=r"pip install 'functrain\[audio\]'"):
+        read_sound("a", tmp_path / "a.flac")
+
+
+def test_another_rate_keeps_the_tone():
+    """A tone of 200 Hz at 11,025 a second is one at 8,000."""
+    x = np.round(9000 * np.sin(2 * np.pi * 200 * np.arange(11025) / 11025)).astype(np.int16)
+    wanted = 9000 * np.sin(2 * np.pi * 200 * np.arange(8000) / 8000)
+    found = resampled(x, 11025, 8000)
+    assert len(found) == 8000
+    assert np.abs(found - wanted)[200:-200].max() < 30
+
+
+def test_splits_and_padding(said):
+    """Files whose names say so are the test; PADDING past the end of each, and nowhere else."""
+    source = SoundFiles(**said, test_pattern="_0.wav$", seconds=0.15)
+    made = source.load()
+    assert (len(made.train["x"]), len(made.validation["x"]), len(made.test["x"])) == (90, 10, 20)
+    assert made.test["x"].shape == (20, 1200)
+    assert np.bincount(made.test["y"]).tolist() == [2] * 10
+    assert made.found["class_names"] == tuple("0123456789")
+    with tarfile.open(said["path"]) as archive:
+        clips = [read_sound("", archive.extractfile(f"recordings/3_{who}_0.wav").read())[0] for who in ("ann", "bob")]
+    for row, clip in zip(made.test["x"][made.test["y"] == 3], clips):
+        np.testing.assert_array_equal(row[: len(clip)], clip[:1200])
+        assert (row[len(clip) :] == PADDING).all()
+    scaled = source.scaled({"x": jnp.asarray(made.test["x"])})
+    assert scaled["length"].tolist() == (made.test["x"] != PADDING).sum(1).tolist()
+    assert float(jnp.abs(scaled["x"]).max()) < 1
+
+
+@pytest.mark.parametrize("features", [LogMel(mels=12), MFCC(mels=12, coefficients=5, deltas=2), Spectrogram()])
+def test_features_are_standardised(said, features):
+    """Mean 0 and deviation 1 of each feature over the frames of the training clips; 0 past their ends."""
+    source = SoundFiles(**said, features=features, lengths=True)
+    made = source.load()
+    source = dataclasses.replace(source, **made.found)
+    batch = jax.jit(source.prepare)({"x": jnp.asarray(made.train["x"])})
+    x, length = np.asarray(batch["x"], np.float64), np.asarray(batch["length"])
+    assert x.shape[1:] == made.inputs
+    frames = np.concatenate([row[:n] for row, n in zip(x, length)])
+    np.testing.assert_allclose(frames.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(frames.std(0), 1, atol=1e-4)
+    assert all((row[n:] == 0).all() for row, n in zip(x, length))
+
+
+@pytest.mark.parametrize("features", [LogMel(mels=12, deltas=1), MFCC(mels=12, coefficients=5), Wave(), MuLaw()])
+def test_features_do_not_depend_on_padding(said, features):
+    """A clip's own frames are the same, whatever stands past it."""
+    x = jax.random.uniform(jax.random.key(0), (2, 900), minval=-1)
+    short = jnp.where(jnp.arange(900) < 500, x, 0)
+    wide, length = features.apply(short, jnp.array([500, 500]), 8000)
+    alone, frames = features.apply(short[:, :500], jnp.array([500, 500]), 8000)
+    assert length.tolist() == frames.tolist()
+    assert alone.shape[1:] == features.shape(500, 8000)
+    np.testing.assert_allclose(wide[:, : frames[0]], alone[:, : frames[0]], atol=2e-5)
+
+
+def test_strings_are_their_clips(said):
+    """The wave of a string has the clips of its labels in order; of one split's clips alone."""
+    source = JoinedSounds(**said, clips_of=(2, 3), gap=(0.0, 0.0), train=30, validation_strings=5, test_strings=8)
+    made = source.load()
+    assert made.train["x"].shape[0] == 30
+    assert (made.classes, made.train["y"].shape) == (10, (30, 3))
+    parts, rate, _ = source.clips()
+    for split in ("train", "test"):
+        waves, labels = parts[split]
+        own = {wave.tobytes(): label for wave, label in zip(waves, labels)}
+        for x, y in zip(made.split(split)["x"], made.split(split)["y"]):
+            rest, said_ = x[x != PADDING], []
+            while len(rest):
+                n = next(n for n in range(1, len(rest) + 1) if rest[:n].tobytes() in own)
+                said_.append(own[rest[:n].tobytes()])
+                rest = rest[n:]
+            assert said_ == [label for label in y if label >= 0]
+            assert len(said_) in (2, 3)
+    cut = JoinedSounds(**said, clips_of=(1, 5), seconds=0.4, train=30).load()
+    assert cut.train["x"].shape[1] == 0.4 * rate
+    assert (cut.train["y"] >= 0).any(1).all()
+
+
+def test_mistakes_are_named(said, tmp_path):
+    """One line with the key, what was found and what would be right."""
+    for change, words in (
+        ({"pattern": "["}, "pattern: found '\\['; no regular expression"),
+        ({"label": "who"}, "label: found 'who'; the pattern's named groups are: digit, speaker, take"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            SoundFiles(**said | change)
+    for change, words in (
+        ({"pattern": r"(?P<digit>\d)\.mp9"}, "holds no sounds whose names have data.pattern"),
+        ({"test_pattern": "_77"}, "data.test_pattern: found '_77'; no file's path has it"),
+        ({"class_names": ("1", "2")}, "no class '0'; there are: 1, 2"),
+        ({"features": MFCC(mels=3, coefficients=9)}, "data.features: .*coefficients; expected 1 to 3"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            SoundFiles(**said | change).load()
+    (tmp_path / "two").mkdir()
+    for name, rate in (("1_a_1", 8000), ("2_a_1", 16000)):
+        (tmp_path / "two" / f"{name}.wav").write_bytes(wav(np.zeros(400), rate))
+    two = said | {"path": str(tmp_path / "two")}
+    with pytest.raises(
+        ConfigError, match=r"data.rate: missing; clips differ in samples a second: 1 of 8000, 1 of 16000"
+    ):
+        SoundFiles(**two).load()
+    (tmp_path / "two" / "3_a_1.wav").write_bytes(b"RIFF")
+    with pytest.raises(ConfigError, match=r"two: 3_a_1.wav: "):
+        SoundFiles(**two).load()
