@@ -12,7 +12,7 @@ from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.models import GPT, MLP, CIFARResNet, LoRA
 from functrain.models.lora import plain
-from functrain.train.checkpoint import Directory
+from functrain.train.checkpoint import Directory, _read
 
 TOML = """
 [task]
@@ -53,6 +53,8 @@ def test_it_begins_as_the_model():
         inner, whole, own = plain(adapted, params, state)
         assert inner is model
         assert jax.tree.map(jnp.shape, whole) == jax.tree.map(jnp.shape, model.init(jax.random.key(0))[0])
+        for path, kernel in tree.by_path(state["lora_base"]).items():
+            np.testing.assert_array_equal(tree.by_path(whole)[path], kernel, err_msg=path)
         wanted = jax.jit(inner.apply)(whole, own, x)[0]
         np.testing.assert_array_equal(jax.jit(adapted.apply)(params, state, x)[0], wanted)
         moved = jax.jit(adapted.apply)(drawn(params), state, x)[0]
@@ -123,8 +125,9 @@ def test_only_what_is_trained_is_saved(run):
     assert store.steps() == [10, 20, 30]
     base = "state/state/lora_base/"
     for step in store.steps():
-        names = [p.name for p in (run / "checkpoints" / f"{step:08d}" / "state").iterdir()]
-        assert not any("lora_base" in name for name in names)
+        saved = _read(run / "checkpoints" / f"{step:08d}" / "state")
+        assert not any(path.startswith(base) for path in saved)
+    assert set(_read(run / "checkpoints" / "constant" / "state")) == {base + "layer0/bias", base + "layer0/kernel"}
     first, last = store.load(10)[1], store.load(30)[1]
     kept = [path for path in first if path.startswith(base)]
     assert kept == [base + "layer0/bias", base + "layer0/kernel"]

@@ -1,9 +1,6 @@
 """Spectra, features, codes and resampling are torchaudio's: in float64 by the formulas, in float32 within 1e-5."""
 
 import functools
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import jax
@@ -11,33 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from float64 import agree, draw
+from torch_audio import torchaudio
 
 from functrain import audio
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'functrain[oracle]'")
-if importlib.util.find_spec("torchaudio") is None:
-    pytest.skip("torchaudio is not installed: pip install --no-deps torchaudio==2.11.0", allow_module_level=True)
+torchaudio()
+from torchaudio import functional as F  # noqa: E402 - there, where torchaudio is
+from torchaudio import transforms as T  # noqa: E402
 
-
-def torchaudio():
-    """(functional, transforms) of torchaudio, beside a torch whose binaries its own do not fit.
-
-    The wheels on PyPI are built for torch with CUDA; beside torch's CPU build their compiled library does not load.
-    All that is compared here is written in Python, which runs where the library is said not to be there.
-    """
-    try:
-        from torchaudio import functional, transforms
-    except OSError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        absent: Any = types.ModuleType("torchaudio._extension")
-        absent._IS_TORCHAUDIO_EXT_AVAILABLE, absent.fail_if_no_align = False, lambda f: f
-        sys.modules[absent.__name__] = absent
-        from torchaudio import functional, transforms
-    return functional, transforms
-
-
-F, T = torchaudio()
+torch = pytest.importorskip("torch")
 torch.set_num_threads(1)
 
 pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick", "float64", "_double")]
