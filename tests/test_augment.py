@@ -57,7 +57,11 @@ def batch(n=6, size=(8, 10), channels=3, **others):
     return {"x": jnp.asarray(x), "y": jnp.arange(n) % 10} | others
 
 
-@pytest.mark.parametrize("kind", list(kind_table(AnyAugment)))
+OF_IMAGES = [kind for kind, of in kind_table(AnyAugment).items() if not of.__module__.endswith((".waves", ".spectra"))]
+"""Those of sounds are tested with sounds (tests/test_audio.py)."""
+
+
+@pytest.mark.parametrize("kind", OF_IMAGES)
 def test_every_kind_is_a_pure_function_of_its_key(kind):
     """The same key, the same bits; another key, another batch; pixels stay in 0..1; no convolution; x of any form."""
     one, given = made(kind), batch()
