@@ -224,7 +224,9 @@ SMALLER = {
     "polarity_cnn": ["model.embedding=16", "model.maps=8"],
     "polarity_lstm": ["model.embedding=16", "model.width=8"],
     "polarity_transformer": ["model.width=8"],
-    "python_source_bert": ["data.megabytes=1", "model.width=16", "data.block=32"],
+    "python_source_gpt": ["data.megabytes=1", "data.validation=0.01"],
+    "instructions_gpt": ["data.megabytes=1", "data.validation=0.01"],
+    "python_source_bert": ["data.megabytes=1", "data.validation=0.01", "model.width=16", "data.block=32"],
     "shakespeare_lstm": ["model.width=16", "data.block=16"],
 }
 """What is smaller in the suite: sizes, batches and paths, nothing else."""
