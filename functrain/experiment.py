@@ -252,12 +252,10 @@ def _with_room(feed: Any, train: Train, mesh: jax.sharding.Mesh) -> Any:
 def _check_augment(feed: Augmented, task: Any) -> None:
     """Raises a ConfigError where the data are not what an augmentation changes, or the task not one of mixed labels."""
     batch = jax.eval_shape(feed.feed.batch, feed.window(0, 1), np.int32(0))
-    normalised = jax.eval_shape(feed.then, batch)
-    for i, augment in enumerate(feed.augments):
-        where = f"augment.{i}: {augment.kind}"
-        batch = normalised if getattr(augment, "on_features", False) else batch
+    for i, change in feed.changes():
+        where = "data" if i is None else f"augment.{i}: {feed.augments[i].kind}"
         try:
-            batch = jax.eval_shape(lambda batch, augment=augment: augment.apply(batch, key=jax.random.key(0)), batch)
+            batch = jax.eval_shape(change, batch, jax.random.key(0))
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from None
         if "share" in batch and not getattr(task, "mixes", False):

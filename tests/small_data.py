@@ -5,6 +5,7 @@ import io
 import json
 import string
 import tarfile
+import wave
 import zipfile
 
 import numpy as np
@@ -226,10 +227,16 @@ def write_digits_said(folder, rng, takes=6, rate=8000):
                     add(archive, f"recordings/{digit}_{speaker}_{take}.wav", wav(x, rate))
 
 
-def wav(x, rate):
-    """The bytes of a WAV file of 16 bits."""
-    data = (x * 32767).astype("<i2").tobytes()
-    sizes = [b"RIFF", (36 + len(data)).to_bytes(4, "little"), b"WAVEfmt ", (16).to_bytes(4, "little")]
-    numbers = ((1, 2), (1, 2), (rate, 4), (2 * rate, 4), (2, 2), (16, 2))
-    head = b"".join(sizes + [n.to_bytes(width, "little") for n, width in numbers])
-    return head + b"data" + len(data).to_bytes(4, "little") + data
+def wav(x, rate=8000, width=2):
+    """The bytes of a WAV file of x [samples] or [samples, channels], in -1..1, each sample in `width` bytes."""
+    x = np.asarray(x).reshape(len(x), -1)
+    whole = np.clip(np.rint(x * 2.0 ** (8 * width - 1)), *_limits(width)).astype(np.int64) + 128 * (width == 1)
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setparams((x.shape[1], width, rate, 0, "NONE", ""))
+        file.writeframes(b"".join(int(v).to_bytes(width, "little", signed=width > 1) for v in whole.ravel()))
+    return out.getvalue()
+
+
+def _limits(width):
+    return -(2.0 ** (8 * width - 1)), 2.0 ** (8 * width - 1) - 1

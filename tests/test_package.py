@@ -207,7 +207,7 @@ SMALLER = {
         "model.channels=[4, 4]",
         "model.width=8",
         "data.batch_size=8",
-        "data.train=16",
+        "data.train_strings=16",
         "data.validation_strings=8",
         "data.test_strings=8",
     ],

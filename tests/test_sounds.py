@@ -1,10 +1,8 @@
 """Sounds: read from WAV of any width, cut and filled up, turned into features, joined to strings."""
 
 import dataclasses
-import io
 import sys
 import tarfile
-import wave
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,11 @@ import pytest
 from small_data import wav, write_digits_said
 
 from functrain.audio import MFCC, LogMel, MuLaw, Spectrogram, Wave
-from functrain.config import ConfigError
+from functrain.config import ConfigError, Source, parse
+from functrain.data.feed import Augmented, Whole
 from functrain.data.sounds import PADDING, JoinedSounds, SoundFiles, read_sound, resampled, write_wav
+from functrain.experiment import Experiment, build
+from functrain.observe import spectrogram_figure
 
 PATTERN = r"(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<take>\d+)\.wav$"
 
@@ -26,27 +27,14 @@ def said(tmp_path):
     return {"path": str(tmp_path / "fsdd" / "recordings.tar.gz"), "pattern": PATTERN, "label": "digit"}
 
 
-def written(values, width, channels=1, rate=8000):
-    """A WAV file of values in -1..1."""
-    whole = np.round(np.asarray(values) * 2 ** (8 * width - 1)).astype(np.int64)
-    if width == 1:
-        whole = whole + 128
-    data = b"".join(int(v).to_bytes(width, "little", signed=width > 1) for v in whole.ravel())
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setparams((channels, width, rate, 0, "NONE", ""))
-        file.writeframes(data)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 def test_wav_of_any_width(width):
     """The same wave, to the step of its width; two channels become their mean."""
     values = np.array([0.5, -0.25, 0.0, -0.5, 0.75])
-    found, rate = read_sound("a", written(values, width, rate=11025))
+    found, rate = read_sound("a", wav(values, 11025, width))
     assert rate == 11025
     np.testing.assert_array_equal(found, values * 32768)
-    both, _ = read_sound("a", written(np.stack([values, -values], 1), width, channels=2))
+    both, _ = read_sound("a", wav(np.stack([values, -values], 1), width=width))
     np.testing.assert_array_equal(both, np.zeros(5))
 
 
@@ -102,7 +90,7 @@ def test_splits_and_padding(said):
 @pytest.mark.parametrize("features", [LogMel(mels=12), MFCC(mels=12, coefficients=5, deltas=2), Spectrogram()])
 def test_features_are_standardised(said, features):
     """Mean 0 and deviation 1 of each feature over the frames of the training clips; 0 past their ends."""
-    source = SoundFiles(**said, features=features, lengths=True)
+    source = SoundFiles(**said, features=features)
     made = source.load()
     source = dataclasses.replace(source, **made.found)
     batch = jax.jit(source.prepare)({"x": jnp.asarray(made.train["x"])})
@@ -128,7 +116,9 @@ def test_features_do_not_depend_on_padding(said, features):
 
 def test_strings_are_their_clips(said):
     """The wave of a string has the clips of its labels in order; of one split's clips alone."""
-    source = JoinedSounds(**said, clips_of=(2, 3), gap=(0.0, 0.0), train=30, validation_strings=5, test_strings=8)
+    source = JoinedSounds(
+        **said, clips_of=(2, 3), gap=(0.0, 0.0), train_strings=30, validation_strings=5, test_strings=8
+    )
     made = source.load()
     assert made.train["x"].shape[0] == 30
     assert (made.classes, made.train["y"].shape) == (10, (30, 3))
@@ -144,7 +134,7 @@ def test_strings_are_their_clips(said):
                 rest = rest[n:]
             assert said_ == [label for label in y if label >= 0]
             assert len(said_) in (2, 3)
-    cut = JoinedSounds(**said, clips_of=(1, 5), seconds=0.4, train=30).load()
+    cut = JoinedSounds(**said, clips_of=(1, 5), seconds=0.4, train_strings=30).load()
     assert cut.train["x"].shape[1] == 0.4 * rate
     assert (cut.train["y"] >= 0).any(1).all()
 
@@ -176,3 +166,49 @@ def test_mistakes_are_named(said, tmp_path):
     (tmp_path / "two" / "3_a_1.wav").write_bytes(b"RIFF")
     with pytest.raises(ConfigError, match=r"two: 3_a_1.wav: "):
         SoundFiles(**two).load()
+
+
+@dataclasses.dataclass(frozen=True)
+class SeededWhole(Whole):
+    """A feed with a seed, as those of sources have."""
+
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted:
+    """An augmentation that notes its name and what it saw."""
+
+    name: str
+    on_features: bool
+
+    def apply(self, batch, *, key):
+        """The batch with its note."""
+        return batch | {"notes": [*batch["notes"], self.name]}
+
+
+def test_features_are_augmented_after_they_are_made(said):
+    """Whatever the order of the list; so too where a config is checked."""
+    feed = SeededWhole({"notes": []})
+    kinds = (Noted("a", True), Noted("b", False), Noted("c", True))
+    given = Augmented(feed, kinds, lambda batch: batch | {"notes": [*batch["notes"], "features"]})
+    assert given.batch(feed.window(0, 1), 0)["notes"] == ["b", "features", "a", "c"]
+    table = {"kind": "sound_files", **said, "seconds": 0.1}
+    settings = {"task": {"kind": "classification"}, "model": {"kind": "mlp"}, "train": {"steps": 2}, "data": table}
+    kinds = [{"kind": "mask_time"}, {"kind": "shift"}]
+    build(parse(Experiment, Source(settings | {"augment": kinds})))
+    with pytest.raises(ConfigError, match=r"augment.1: flip: x must be images"):
+        build(parse(Experiment, Source(settings | {"augment": [kinds[0], {"kind": "flip"}]})))
+
+
+def test_spectrograms_stand_in_the_column_of_their_class(tmp_path, monkeypatch):
+    """A class without a wave leaves its place empty."""
+    seen = []
+    monkeypatch.setattr(spectrogram_figure, "save_figure", lambda figure, path: seen.append(figure))
+    tone = np.sin(np.arange(800.0))
+    spectrogram_figure.spectrogram_picture(
+        {"drawn": [tone, tone, tone], "real": [None, tone, None]}, 8000, ("x", "y", "z"), tmp_path / "a.png"
+    )
+    drawn = [len(axis.images) for axis in seen[0].axes]
+    assert drawn == [1, 1, 1, 0, 1, 0]
+    assert [axis.get_title() for axis in seen[0].axes[:3]] == ["x", "y", "z"]

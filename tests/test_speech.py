@@ -68,7 +68,16 @@ def test_cached_is_full(pieces):
     np.testing.assert_array_equal(other[1], wanted[1])
 
 
-STRINGS = """
+CLIPS = """
+path = "fsdd/recordings.tar.gz"
+pattern = '(?P<digit>\\d)_[a-z]+_\\d+\\.wav$'
+label = "digit"
+test_pattern = '_0\\.wav$'
+batch_size = 16
+"""
+
+STRINGS = (
+    """
 [task]
 kind = "ctc"
 [model]
@@ -81,15 +90,13 @@ width = 32
 [data]
 kind = "joined_sounds"
 clips_of = [1, 2]
-train = 300
+train_strings = 300
 validation_strings = 40
 test_strings = 40
 features = { kind = "log_mel", mels = 20 }
-path = "fsdd/recordings.tar.gz"
-pattern = '(?P<digit>\\d)_[a-z]+_\\d+\\.wav$'
-label = "digit"
-test_pattern = '_0\\.wav$'
-batch_size = 16
+"""
+    + CLIPS
+    + """
 [optimizer]
 kind = "adam"
 peak_lr = 1e-2
@@ -99,8 +106,10 @@ steps = 600
 [evaluate]
 monitor = "error_rate"
 """
+)
 
-WAVES = """
+WAVES = (
+    """
 [task]
 kind = "waveform"
 [model]
@@ -112,19 +121,17 @@ skip = 16
 [data]
 kind = "sound_files"
 seconds = 0.1
-lengths = true
 features = { kind = "mu_law" }
-path = "fsdd/recordings.tar.gz"
-pattern = '(?P<digit>\\d)_[a-z]+_\\d+\\.wav$'
-label = "digit"
-test_pattern = '_0\\.wav$'
-batch_size = 16
+"""
+    + CLIPS
+    + """
 [optimizer]
 kind = "adam"
 peak_lr = 1e-2
 [train]
 steps = 60
 """
+)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ Each kind has
     codes                          how many codes there are, where features are codes
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import jax
@@ -20,7 +21,7 @@ from functrain.config import Count, NonNegative, Positive, Size, configclass, ki
 
 
 @configclass
-class Frames:
+class Frames(ABC):
     """What spectral features share."""
 
     window: Positive = 25.0
@@ -51,8 +52,9 @@ class Frames:
             parts.append(deltas(parts[-1], length=frames))
         return jnp.concatenate(parts, -1), frames
 
+    @abstractmethod
     def _of(self, x: jax.Array, rate: int, shape: dict[str, Any]) -> jax.Array:
-        raise NotImplementedError
+        """Features [n, frames, features] of x, in frames of that shape."""
 
     @staticmethod
     def _samples(milliseconds: float, rate: int) -> int:

@@ -12,7 +12,7 @@ Augmented another feed's batches, changed at random, otherwise at each step
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,13 +208,21 @@ class Augmented:
         batch = feed.batch(window, step)
         # Not 0 and 1: with those, the train state's own keys are folded from that of the seed.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), 2), step)
-        for on_features in (False, True):
+        for _, change in self.changes():
+            batch = change(batch, key)
+        return batch
+
+    def changes(self) -> Iterator[tuple[int | None, Callable[[Any, jax.Array], Any]]]:
+        """What is done to a batch, in this order: (which of the augments, None for `then`; change(batch, key))."""
+
+        def of(on_features):
             for i, augment in enumerate(self.augments):
                 if getattr(augment, "on_features", False) == on_features:
-                    batch = augment.apply(batch, key=jax.random.fold_in(key, i))
-            if not on_features:
-                batch = self.then(batch)
-        return batch
+                    yield i, lambda batch, key, i=i, one=augment: one.apply(batch, key=jax.random.fold_in(key, i))
+
+        yield from of(False)
+        yield None, lambda batch, key: self.then(batch)
+        yield from of(True)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from functrain.audio import AnyFeatures, LogMel
 from functrain.config import ConfigError, Count, NonNegative, Size, Text, configclass
 from functrain.data.archive import Files
-from functrain.data.base import Split
+from functrain.data.base import Normalised, Split
 from functrain.data.dataset import SPLITS, Dataset, dataset
 
 # pyright: reportInvalidTypeForm=false
@@ -36,7 +36,7 @@ _AT_ONCE = 64
 
 
 @configclass
-class SoundFiles(Split):
+class SoundFiles(Split, Normalised):
     """Clips of sound, one class each, which a part of their names says: LABEL/NAME.wav, or any pattern.
 
     WAV of whole numbers is read by Python itself; all else (.flac, .ogg, .mp3, WAV of floats) by soundfile (extra
@@ -59,18 +59,13 @@ class SoundFiles(Split):
     """How long a clip is at most, its end cut off; 0 is the longest of the training part."""
     features: AnyFeatures = LogMel()
     """What the model sees of a clip; a table with a kind."""
-    standardise: bool = True
-    """Whether each feature has mean 0 and deviation 1 over the frames of the training clips."""
-    lengths: bool = False
-    """Whether the batch says how long each clip is, as `length` in frames; a model that takes no lengths sees zeros."""
+    normalise: Literal["none", "standard", "range"] = "standard"
+    """By feature, over the frames of the training clips: standard, less the mean, over the deviation; range, to 0..1.
+    Waves and codes stay as they are."""
     class_names: tuple[str, ...] = ()
     """The classes, in the order of their numbers; taken from the training clips, sorted."""
     samples: Count = 0
     """The longest clip in samples; taken from the training part."""
-    centre: tuple[float, ...] = ()
-    """The mean of each feature; taken from the training part."""
-    spread: tuple[float, ...] = ()
-    """Their deviation; taken from the training part."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,14 +114,28 @@ class SoundFiles(Split):
         """The dataset with the shape that its features have, and what the training part told."""
         samples = made.train["x"].shape[1]
         found: dict[str, Any] = {"class_names": names, "rate": rate, "samples": samples}
-        fitted = dataclasses.replace(self, **found)
         try:
             shape = self.features.shape(samples, rate)
         except ValueError as error:
             raise ConfigError(f"data.features: {error}") from None
-        if self.standardise and self.features.continuous and not self.spread:
-            found |= dict(zip(("centre", "spread"), fitted._measured(made.train["x"])))
-        return dataclasses.replace(made, shape=shape, vocabulary=self.features.codes, found=found)
+        made = dataclasses.replace(made, shape=shape, vocabulary=self.features.codes, found=found)
+        return dataclasses.replace(self, **found).measured(made)
+
+    def measured(self, dataset: Dataset, unit: float = 1.0) -> Dataset:
+        """The dataset, with the centre and spread of each feature over the frames of its training clips in `found`."""
+        if self.normalise == "none" or self.spread or not self.features.continuous:
+            return dataset
+        x, of = dataset.train["x"], jax.jit(self._features)
+        frames = []
+        for i in range(0, len(x), _AT_ONCE):
+            found, length = jax.device_get(of(x[i : i + _AT_ONCE]))
+            frames.append(found[np.arange(found.shape[1]) < length[:, None]])
+        told = super().measured(dataclasses.replace(dataset, train={"x": np.concatenate(frames)}), unit)
+        return dataclasses.replace(dataset, found=told.found)
+
+    def _features(self, x):
+        wave = self.scaled({"x": x})
+        return self.features.apply(wave["x"], wave["length"], self.rate)
 
     def scaled(self, batch: dict) -> dict:
         """x in -1..1, 0 past the end of a clip, and `length` [n] in samples."""
@@ -138,13 +147,13 @@ class SoundFiles(Split):
         return batch | {"x": wave, "length": there.sum(1)}
 
     def normalised(self, batch: dict) -> dict:
-        """Features of a wave, standardised, 0 past the end; with `lengths`, `length` [n] in frames."""
+        """Features of a wave, normalised, 0 past the end; `length` [n] in frames."""
         x, length = self.features.apply(batch["x"], batch["length"], self.rate)
-        if self.spread:
-            x = (x - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
-            x = jnp.where((jnp.arange(x.shape[1]) < length[:, None])[..., None], x, 0)
-        batch = batch | {"x": x, "length": length}
-        return batch if self.lengths else {name: a for name, a in batch.items() if name != "length"}
+        batch = super().normalised(batch | {"x": x, "length": length})
+        if not self.spread:
+            return batch
+        there = (jnp.arange(x.shape[1]) < length[:, None])[..., None]
+        return batch | {"x": jnp.where(there, batch["x"], 0)}
 
     def read_inputs(self, path: str) -> np.ndarray | None:
         """x [n, samples] int16 of a sound file, or of all those in a folder, sorted by name."""
@@ -174,27 +183,6 @@ class SoundFiles(Split):
             return self.samples
         return math.ceil(self.seconds * rate) or max(map(len, clips))
 
-    def _measured(self, x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation of each feature over the frames of clips; a deviation of 0 is 1."""
-
-        @jax.jit
-        def sums(x, shift):
-            wave = self.scaled({"x": x})
-            found, length = self.features.apply(wave["x"], wave["length"], self.rate)
-            there = (jnp.arange(found.shape[1]) < length[:, None])[..., None]
-            apart = jnp.where(there, found - shift, 0)
-            return there.sum(), apart.sum((0, 1)), (apart**2).sum((0, 1))
-
-        # Sums of what is apart from the first clips' mean, or squares lose in float32 what the mean is larger.
-        count, total, _ = sums(x[:_AT_ONCE], 0.0)
-        shift = (np.asarray(total) / max(int(count), 1)).astype(np.float32)
-        rest = [sums(x[i : i + _AT_ONCE], shift) for i in range(0, len(x), _AT_ONCE)]
-        n, first, second = (np.sum([np.asarray(r[k], np.float64) for r in rest], 0) for k in range(3))
-        n = max(n, 1)
-        spread = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
-        spread[spread == 0] = 1.0
-        return tuple((shift + first / n).tolist()), tuple(spread.tolist())
-
 
 @configclass
 class JoinedSounds(SoundFiles):
@@ -204,13 +192,11 @@ class JoinedSounds(SoundFiles):
     """
 
     kind: Literal["joined_sounds"] = "joined_sounds"
-    lengths: bool = True
-    """Whether the batch says how long each string is, as `length` in frames."""
     clips_of: tuple[Size, Size] = (1, 5)
     """How many clips a string has: fewest and most."""
     gap: tuple[NonNegative, NonNegative] = (0.0, 0.2)
     """Seconds of silence before, between and after the clips: least and most."""
-    train: Size = 4000
+    train_strings: Size = 4000
     """How many training strings are made."""
     validation_strings: Count = 500
     """How many strings are made to choose by."""
@@ -228,7 +214,7 @@ class JoinedSounds(SoundFiles):
     def load(self) -> Dataset:
         """x [n, samples] int16, y [n, most] int32: the classes of the clips, -1 where there are no more."""
         parts, rate, names = self.clips()
-        counts = (self.train, self.validation_strings, self.test_strings)
+        counts = (self.train_strings, self.validation_strings, self.test_strings)
         arrays, samples = {}, self.samples or math.ceil(self.seconds * rate)
         for number, (split, count) in enumerate(zip(SPLITS, counts)):
             if split in parts and count:

@@ -49,9 +49,8 @@ def edits(found: Any, wanted: Any, *, found_lengths: Any, wanted_lengths: Any) -
     for at in (order[i : i + _TOGETHER] for i in range(0, len(order), _TOGETHER)):
         counts[at] = _fewest(found[at], wanted[at], found_lengths[at], wanted_lengths[at])
     every, added = counts.T
-    insertions = (
-        added + found_lengths - wanted_lengths
-    ) // 2  # insertions less deletions is what the lengths differ by
+    # Insertions less deletions is what the lengths differ by.
+    insertions = (added + found_lengths - wanted_lengths) // 2
     return Edits(every - added, insertions, added - insertions)
 
 

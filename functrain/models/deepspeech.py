@@ -99,8 +99,7 @@ class DeepSpeech:
             h = conv.apply(params[f"conv{i}"], h, stride=stride, padding=(kernel[0] // 2, kernel[1] // 2))
             length = -(-length // stride[0])
             there = jnp.arange(h.shape[1]) < length[:, None]
-            mask = jnp.broadcast_to(there[..., None], h.shape[:3])
-            h, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], h, train=train, mask=mask)
+            h, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], h, train=train, mask=there)
             h = _within(jnp.clip(h, 0, _CEILING), length)
         h = h.reshape(*h.shape[:2], -1)
         h, _ = recurrent.apply(

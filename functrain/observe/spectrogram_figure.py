@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,26 +13,31 @@ _RANGE = 80.0
 """Decibels below the loudest that are drawn."""
 
 
-def spectrogram_picture(rows: Mapping[str, Any], rate: int, names: Sequence[str], path: Path) -> None:
-    """Spectrograms of waves [n, samples], the first ten of each row, over seconds and kilohertz.
+def spectrogram_picture(
+    rows: Mapping[str, Sequence[np.ndarray | None]], rate: int, names: Sequence[str], path: Path
+) -> None:
+    """Spectrograms of waves [samples], the first ten of each row, over seconds and kilohertz.
 
-    rows: the title of each row -> its waves. rate: samples a second. names: of the columns.
+    rows: the title of each row -> its waves, of one number in each; None leaves a place empty.
+    rate: samples a second.
+    names: of the columns.
     """
-    rows = {title: np.asarray(waves, np.float64)[:_MOST] for title, waves in rows.items()}
-    columns = max(map(len, rows.values()))
+    columns = min(_MOST, *map(len, rows.values()))
     figure, axes = new_figure(len(rows), columns, (1.5 * columns + 0.8, 1.9 * len(rows) + 0.5))
-    for line, (title, waves) in zip(axes.reshape(len(rows), columns), rows.items()):
+    axes = axes.reshape(len(rows), columns)
+    for line, (title, waves) in zip(axes, rows.items()):
         for axis, wave in zip(line, waves):
-            power, times, hertz = _power(wave, rate)
-            picture = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": -_RANGE, "vmax": 0}
-            axis.imshow(power.T, extent=(0, times, 0, hertz / 1000), **picture)
             axis.tick_params(labelsize=6)
-        for axis in line[len(waves) :]:
-            axis.set_visible(False)
+            if wave is None:
+                axis.set(xticks=[], yticks=[])
+                continue
+            power, seconds, hertz = _power(np.asarray(wave, np.float64), rate)
+            picture = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": -_RANGE, "vmax": 0}
+            axis.imshow(power.T, extent=(0, seconds, 0, hertz / 1000), **picture)
         line[0].set_ylabel(f"{title}\nkHz", fontsize=8)
-    for axis, name in zip(axes.reshape(len(rows), columns)[0], names):
+    for axis, name in zip(axes[0], names):
         axis.set_title(str(name), fontsize=8)
-    axes.reshape(len(rows), columns)[-1, 0].set_xlabel("seconds", fontsize=8)
+    axes[-1, 0].set_xlabel("seconds", fontsize=8)
     save_figure(figure, path)
 
 

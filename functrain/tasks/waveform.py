@@ -41,7 +41,6 @@ class Waveform(OneLoss):
     """How many classes there are; taken from the data."""
     model: Part = None
     learner: Part = None
-    beside = ("label",)
 
     def sized(self, dataset) -> "Waveform":
         """The task with the numbers of the data."""
@@ -78,20 +77,19 @@ class Waveform(OneLoss):
         metrics = {"bits": Mean(loss.total / math.log(2), loss.count)}
         return loss, metrics if train else metrics | {"accuracy": mean_of(outputs.argmax(-1) == codes, mask)}
 
-    def outputs_of(self, train_state, x, **beside) -> dict[str, Any]:
-        """`codes` drawn by the trained model, [n, length] as x, of the classes `label` [n] (else 0, 1, 2 ...)."""
+    def outputs_of(self, train_state, x) -> dict[str, Any]:
+        """`codes` of new waves that the trained model draws, as many and as long as x, of the classes 0, 1, 2 ..."""
         n, length = x.shape
-        label = beside.get("label", jnp.arange(n) % max(self.classes, 1))
 
         def draw(params, state, batch, *, key):
-            memory = self.model.remember(n) | ({"label": batch["label"]} if self.conditioned else {})
+            memory = self.model.remember(n) | ({"label": jnp.arange(n) % self.classes} if self.conditioned else {})
             begin = jnp.full((n, 1), self._silence)
             sampling = Sampling(temperature=self.temperature)
             advance = Partial(self.model.apply, params)
             return generate(advance, memory, begin, length=length, key=jax.random.key(0), sampling=sampling)[0]
 
         weights = self.learner.weights(train_state.players["model"])
-        return {"codes": self.learner.precision(draw)(weights, train_state.state, {"label": label}, key=None)}
+        return {"codes": self.learner.precision(draw)(weights, train_state.state, {}, key=None)}
 
     @property
     def _silence(self) -> int:
@@ -105,8 +103,9 @@ class Waveform(OneLoss):
         for i, found in enumerate(waves[: max(self.classes, 1)]):
             paths.append(folder / f"{names[i] if i < len(names) else i}.wav")
             write_wav(paths[-1], found, self.rate)
-        first = [int(i) for c in range(self.classes) for i in np.flatnonzero(np.asarray(batch["y"]) == c)[:1]]
-        rows = {"drawn": waves[: max(self.classes, 1)], "real": np.asarray(batch["x"])[first or slice(0, 1)]}
+        y = np.asarray(batch["y"])
+        real = [next(iter(np.asarray(batch["x"])[y == c]), None) for c in range(max(self.classes, 1))]
+        rows = {"drawn": list(waves[: len(real)]), "real": real}
         paths.append(folder / "spectrograms.png")
         spectrogram_picture(rows, self.rate, names, paths[-1])
         return paths
