@@ -128,6 +128,7 @@ class Built:
             evaluate_every=config.evaluate.every if "validation" in self.feeds else 0,
             checkpoint_every=config.checkpoint.every,
             norms_every=config.observe.norms_every if observed else 0,
+            draw_every=config.observe.draw_every if config.observe.figures else 0,
             patience=config.evaluate.patience,
         )
 

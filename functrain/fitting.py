@@ -57,6 +57,9 @@ class _Memory:
     def scalars(self, step, split, values):
         self.lines.append({"step": step, "split": split} | values)
 
+    def pictures(self, step, paths):
+        """None are kept."""
+
     def flush(self):
         """Nothing is held back."""
 

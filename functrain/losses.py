@@ -300,6 +300,22 @@ def kl_divergence(logits: jax.Array, target_logits: jax.Array, *, mask: jax.Arra
 # -- vectors --------------------------------------------------------------------------------------
 
 
+def normal_kl(mean: jax.Array, log_variance: jax.Array, *, mask: jax.Array | None = None) -> Mean:
+    """KL(N(mean, variance) || N(0, 1)) in nats, summed over the last axis: of an example's latent vector.
+
+    1/2 sum mean^2 + variance - 1 - log variance (Kingma and Welling 2014, appendix B).
+
+    Args:
+      mean, log_variance: [batch, ..., features] of one shape.
+      mask: weights that lead [batch, ...]; None counts all.
+
+    >>> float(normal_kl(jnp.ones((1, 2)), jnp.zeros((1, 2))).value)
+    1.0
+    """
+    mean, log_variance = _alike(mean=mean, log_variance=log_variance)
+    return mean_of(0.5 * (mean**2 + jnp.expm1(log_variance) - log_variance).sum(-1), mask)
+
+
 def cosine(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> Mean:
     """1 - a.b / (|a| |b|), from 0 (one direction) to 2 (opposite). Norms below 1e-8 count as 1e-8.
 

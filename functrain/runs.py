@@ -18,6 +18,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ from functrain.observe.tensorboard import TensorBoard
 from functrain.observe.tracking import library
 from functrain.observe.wandb import WandB
 from functrain.parallel import replicate
+from functrain.pictures import drawer
 from functrain.precision import dtype_of
-from functrain.tasks.base import beside
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.loop import Best, Seconds, run
@@ -198,6 +199,7 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
             compiled.metrics,
             plan,
             best=best,
+            draw=_drawer(built, out / "figures"),
             sinks=sinks,
             store=store,
             stop=stop,
@@ -217,9 +219,10 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
             f"go on with: functrain train --resume {out}"
         )
         return EXIT_STATUS[stop.signal]
-    result = _finish(built, compiled, outcome, best, store, seconds, out, imported, resumed_at or 0, peak)
+    result, drawn = _finish(built, compiled, outcome, best, store, seconds, out, imported, resumed_at or 0, peak)
     reached = {f"{part}/{k}": v for part in ("final", "best", "test") for k, v in (result[part] or {}).items()}
     for tracker in trackers:
+        tracker.pictures(outcome.step, drawn)
         tracker.hyperparameters(configs.flatten(settings), {k: v for k, v in reached.items() if v is not None})
         tracker.close()
     _show_after(console, result, out)
@@ -241,8 +244,21 @@ def _trackers(settings: Experiment, out: Path, resumed_at: int | None) -> list[A
     return [*board, *wandb, *mlflow]
 
 
-def _finish(built, compiled, outcome, best, store, seconds, out, imported, began_at, peak) -> dict[str, Any]:
-    """The test read once, at the best step where validation chose one; result.json and the figures."""
+def _drawer(built: Built, figures: Path) -> Callable[[Any, int], dict[str, Path]] | None:
+    """Pictures while it trains, of validation examples: figures/step00000100/samples.png and the like."""
+    draw = drawer(built, next((split for split in ("validation", "test") if split in built.feeds), None))
+    return draw and (lambda train_state, step: _named(draw(train_state, figures / f"step{step:08d}")))
+
+
+def _named(paths: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by their names; other files that a task writes (waves) are none."""
+    return {path.stem: path for path in paths if path.suffix == ".png"}
+
+
+def _finish(
+    built, compiled, outcome, best, store, seconds, out, imported, began_at, peak
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The test read once, at the best step where validation chose one; result.json and the figures, which by name."""
     settings, lines = built.config, history(out / "metrics.jsonl")
     validation = {e["step"]: _metrics_of(e) for e in lines if e["split"] == "validation"}
     chosen, train_state = outcome.step, outcome.train_state
@@ -285,30 +301,16 @@ def _finish(built, compiled, outcome, best, store, seconds, out, imported, began
         each = (_finite(scalars(read(member))) for member in metrics)
         result["members"] = [{"seed": settings.train.seed + i} | numbers for i, numbers in enumerate(each)]
     _write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    drawn = []
     if settings.observe.figures:
-        figures.curves({out.name: lines}, out / "figures" / "curves.png")
+        folder = out / "figures"
+        drawn.append(folder / "curves.png")
+        figures.curves({out.name: lines}, drawn[0])
         if shown:
-            figures.draw(read(pooled(metrics)), out / "figures", f"{shown}, step {chosen}")
-            _draw_predictions(built, compiled.program.members(train_state)[0], shown, out / "figures")
-    return result
-
-
-_DRAWN = 16
-
-
-def _draw_predictions(built: Built, train_state: Any, split: str, folder: Path) -> None:
-    """What the model makes of the first examples of a split, where the task draws that."""
-    if not hasattr(built.task, "draw") or built.config.data is None:
-        return
-    feed = built.feeds[split]
-    feed = dataclasses.replace(feed, size=min(_DRAWN, len(jax.tree.leaves(feed.arrays)[0])))
-    batch = jax.jit(feed.batch)(feed.arrays, np.int32(0))
-    outputs = jax.jit(built.task.outputs_of)(train_state, batch["x"], **beside(built.task, batch))
-    # As the source scales it, so that pictures have the colours of the data.
-    seen = jax.jit(dataclasses.replace(feed, prepare=built.config.data.scaled).batch)(feed.arrays, np.int32(0))
-    source = getattr(built.config.data, "source", built.config.data)
-    names = tuple(getattr(source, "class_names", ()))
-    built.task.draw(jax.device_get(outputs), jax.device_get(batch | {"x": seen["x"]}), folder, names)
+            drawn += figures.draw(read(pooled(metrics)), folder, f"{shown}, step {chosen}")
+        if (draw := drawer(built, shown)) is not None:
+            drawn += draw(compiled.program.members(train_state)[0], folder)
+    return result, _named(drawn)
 
 
 def _metrics_of(entry):

@@ -64,3 +64,13 @@ def by_name(name: str | Initializer) -> Initializer:
     if name not in _TABLE:
         raise ValueError(f"initializer {name!r} is not one of: {', '.join(get_args(Name))}")
     return _TABLE[name]
+
+
+def torch_bias(inputs: int) -> Initializer:
+    """Uniform in +-1/sqrt(inputs): torch's for the bias of a layer in which each output sees `inputs`.
+
+    >>> bool(abs(torch_bias(100)(jax.random.key(0), (1000,))).max() <= 0.1)
+    True
+    """
+    bound = inputs**-0.5
+    return lambda key, shape, dtype=float: jax.random.uniform(key, shape, dtype, -bound, bound)

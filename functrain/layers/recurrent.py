@@ -56,11 +56,8 @@ def init(
     >>> jax.tree.map(jnp.shape, params["layer1"]["backward"]["input"])
     {'bias': (15,), 'kernel': (10, 15)}
     """
-    gates, bound = _gates(cell), width**-0.5
-
-    def uniform(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
+    gates = _gates(cell)
+    uniform = initializers.torch_bias(width)
     draw = uniform if kernel_init is None else initializers.by_name(kernel_init)
 
     def each(key, shape, dtype):

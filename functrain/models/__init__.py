@@ -22,6 +22,7 @@ from functrain.models.strided_cnn import StridedCNN
 from functrain.models.text_cnn import TextCNN
 from functrain.models.transformer import Transformer
 from functrain.models.unet import UNet
+from functrain.models.vae import VAE
 from functrain.models.vgg import VGG
 from functrain.models.vit import ViT
 from functrain.models.wavenet import WaveNet
@@ -47,6 +48,7 @@ AnyModel = kinds(
     Transformer,
     DeepSpeech,
     WaveNet,
+    VAE,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -60,6 +62,7 @@ __all__ = [
     "GPT",
     "MLP",
     "NIN",
+    "VAE",
     "VGG",
     "AlexNet",
     "AnyModel",

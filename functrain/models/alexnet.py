@@ -78,11 +78,13 @@ class AlexNet:
         for i, (n, m) in enumerate(itertools.pairwise(maps)):
             kernel = (11 if self.stem == "imagenet" else 3, *_KERNELS)[i]
             params[f"conv{i}"] = conv.init(
-                next(keys), n, m, kernel=kernel, kernel_init="torch", bias_init=uniform(n * kernel**2)
+                next(keys), n, m, kernel=kernel, kernel_init="torch", bias_init=initializers.torch_bias(n * kernel**2)
             )
         sizes = (math.prod(self._pooled()) * maps[-1], *self.hidden, self.outputs)
         for i, (n, m) in enumerate(itertools.pairwise(sizes)):
-            params[f"linear{i}"] = linear.init(next(keys), n, m, kernel_init="torch", bias_init=uniform(n))
+            params[f"linear{i}"] = linear.init(
+                next(keys), n, m, kernel_init="torch", bias_init=initializers.torch_bias(n)
+            )
         return params, {}
 
     def apply(self, params, state, x, *, key=None, train=False):
@@ -114,13 +116,3 @@ class AlexNet:
         names[f"linear{len(self.hidden)}"] = f"classifier.{3 * len(self.hidden)}"
         params, state = jax.eval_shape(self.init, jax.random.key(0))
         return torch_layout.names_of(params, state, names.__getitem__)
-
-
-def uniform(inputs: int) -> initializers.Initializer:
-    """Initial values uniform in +-1/sqrt(inputs): torch's for the bias of a layer in which each output sees `inputs`.
-
-    >>> bool(abs(uniform(100)(jax.random.key(0), (1000,), float)).max() <= 0.1)
-    True
-    """
-    bound = 1 / math.sqrt(inputs)
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

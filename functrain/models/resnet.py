@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.nn import initializers as jax_initializers
 
 from functrain.config import ConfigError, Count, Size, configclass
-from functrain.layers import batch_norm, conv, linear, pool
+from functrain.layers import batch_norm, conv, initializers, linear, pool
 from functrain.models import torch_layout
-from functrain.models.alexnet import uniform
 from functrain.models.base import fitted
 
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -96,7 +95,7 @@ class ResNet:
                 made["shortcut"], statistics["shortcut"] = _init(keys, {"": (1, inputs, features)}, initial)
             params.setdefault(stage, {})[block], state.setdefault(stage, {})[block] = made, statistics
         params["linear"] = linear.init(
-            next(keys), features, self.outputs, kernel_init="torch", bias_init=uniform(features)
+            next(keys), features, self.outputs, kernel_init="torch", bias_init=initializers.torch_bias(features)
         )
         return params, state
 

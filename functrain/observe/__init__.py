@@ -15,5 +15,7 @@ class Observe:
     """The experiment of MLflow to which metrics go; empty is none."""
     figures: bool = True
     """Whether figures/ is drawn at the end."""
+    draw_every: Count = 0
+    """Steps between pictures of what the model makes of examples, where its task has some; 0 is at the end alone."""
     norms_every: Count = 0
     """Steps between norms of gradient, update and parameters by layer, an extra step each; 0 is a 20th of the run."""

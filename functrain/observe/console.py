@@ -5,6 +5,8 @@ Where there is no terminal, the line becomes plain log lines, at most one a few 
 
 import time
 from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -123,6 +125,9 @@ class ProgressLine:
             left = f"{duration((self._steps - step) / rate)} left" if rate and step < self._steps else ""
             self._console.print(f"step {step}/{self._steps}  " + "  ".join([*parts, left]).strip(), soft_wrap=True)
             self._last_line = now
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """They lie in figures/."""
 
     def flush(self) -> None:
         """Nothing is held back."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -12,6 +13,10 @@ class Sink(Protocol):
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """The metrics of a split after `step` steps."""
+        ...
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """Pictures drawn after `step` steps, PNG files by name."""
         ...
 
     def flush(self) -> None:
@@ -45,6 +50,9 @@ class JSONLines:
         if short:
             loss = {"loss": short.pop("loss")} if "loss" in short else {}
             self._file.write(_line({"step": step, "split": split} | loss | dict(sorted(short.items()))))
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """They lie in figures/."""
 
     def flush(self) -> None:
         """To the disk."""

@@ -41,6 +41,10 @@ class MLflow(Tracker):
         for i in range(0, len(metrics), _METRICS):
             self._client.log_batch(self._id, metrics=metrics[i : i + _METRICS])
 
+    def _show(self, step, paths):
+        for name, path in paths.items():
+            self._client.log_artifact(self._id, str(path), f"figures/{name}/step{step:08d}")
+
     def _summarize(self, results):
         self._log(max(self._sent.values(), default=0), results)
 

@@ -1,7 +1,8 @@
-"""TensorBoard files, written by tensorboardX: scalars, hyperparameters, norms by layer."""
+"""TensorBoard files, written by tensorboardX: scalars, hyperparameters, norms by layer, pictures."""
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ class TensorBoard:
         """One point a metric; norms by parameter stand under their own names."""
         for name, value in values.items():
             self._writer.add_scalar(name if by_parameter(name) else f"{split}/{name}", value, step)
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """On the page IMAGES."""
+        from matplotlib.image import imread  # late, as all of matplotlib
+
+        for name, path in paths.items():
+            self._writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
     def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:
         """The config beside what it reached, for TensorBoard's HPARAMS page."""

@@ -8,7 +8,7 @@ import importlib
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Tracker(ABC):
 
     _start(id) -> id       begin a run there, or go on with the one of this id; the config is sent with a new one
     _log(step, values)     named metrics of a step
+    _show(step, paths)     named pictures of a step
     _summarize(results)    what came out
     _finish(complete)      the end; complete where there are results
 
@@ -73,6 +74,14 @@ class Tracker(ABC):
         named = {name if by_parameter(name) else f"{split}/{name}": float(value) for name, value in values.items()}
         self._attempt(lambda: self._log(step, named))
         self._sent[what] = step
+        self._keep()
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """PNG files by name."""
+        if self._failed or step <= max(self._floor, self._sent.get("pictures", -1)):
+            return
+        self._attempt(lambda: self._show(step, paths))
+        self._sent["pictures"] = step
         self._keep()
 
     def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:
@@ -116,6 +125,9 @@ class Tracker(ABC):
 
     @abstractmethod
     def _log(self, step: int, values: dict[str, float]) -> None: ...
+
+    @abstractmethod
+    def _show(self, step: int, paths: Mapping[str, Path]) -> None: ...
 
     @abstractmethod
     def _summarize(self, results: dict[str, float]) -> None: ...

@@ -28,6 +28,9 @@ class WandB(Tracker):
     def _log(self, step, values):
         self._run.log(values, step=step)
 
+    def _show(self, step, paths):
+        self._run.log({name: self._library.Image(str(path)) for name, path in paths.items()}, step=step)
+
     def _summarize(self, results):
         self._run.summary.update(results)
 

@@ -15,6 +15,7 @@ from functrain.tasks.robust import Robust
 from functrain.tasks.segmentation import Segmentation
 from functrain.tasks.span import Span
 from functrain.tasks.translation import Translation
+from functrain.tasks.variational import Variational
 from functrain.tasks.waveform import Waveform
 
 AnyTask = kinds(
@@ -32,6 +33,7 @@ AnyTask = kinds(
     Translation,
     CTC,
     Waveform,
+    Variational,
     CustomTask,
 )
 """[task]: every task a config can name."""
@@ -53,5 +55,6 @@ __all__ = [
     "Segmentation",
     "Span",
     "Translation",
+    "Variational",
     "Waveform",
 ]

@@ -16,7 +16,8 @@ The config of a task has two methods more, by which an experiment puts it togeth
     assemble(model, learner)   -> the task; `learner(name)` gives the learner that the config wants for a player
     places(dataset)            -> at how many places of an example the model has outputs, where that is not one
     sized(dataset)             -> the config with what the data says (how many classes), where the task keeps that
-    draw(outputs, batch, folder, names) -> paths of pictures of what the trained model makes of some examples
+    draw(outputs, batch, folder, names) -> paths of pictures of what the model makes of `examples_drawn` examples (16);
+                                  outputs are those of `drawn(train_state, batch)`, or without it of `outputs_of`
     readable(row)              -> what `functrain predict` prints of one example's prediction, in place of its numbers
 """
 

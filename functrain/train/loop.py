@@ -1,13 +1,15 @@
 """The loop: dispatch chunks, and at each boundary log, evaluate, checkpoint and stop, in plain sight.
 
 The host never waits for the steps it has just dispatched: metrics stay on the device and are read one interval late,
-and at most two chunks are in flight. It waits where it must know: at an evaluation, and to copy a checkpoint.
+and at most two chunks are in flight. It waits where it must know: at an evaluation, for a picture, and to copy a
+checkpoint.
 """
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -60,6 +62,7 @@ class Plan:
     evaluate_every: int = 0
     checkpoint_every: int = 0
     norms_every: int = 0
+    draw_every: int = 0
     patience: int = 0
 
     def __post_init__(self):
@@ -69,7 +72,7 @@ class Plan:
     def next_stop(self, at: int) -> int:
         """Where the chunk that starts at step `at` ends: never past a boundary."""
         ends = [self.steps, at + self.chunk]
-        for every in (self.log_every, self.evaluate_every, self.checkpoint_every, self.norms_every):
+        for every in (self.log_every, self.evaluate_every, self.checkpoint_every, self.norms_every, self.draw_every):
             if every:
                 ends.append((at // every + 1) * every)
         return min(ends)
@@ -128,6 +131,7 @@ def run(
     plan: Plan,
     *,
     best: Best,
+    draw: Callable[[Any, int], Mapping[str, Path]] | None = None,
     sinks: Sequence[Sink] = (),
     store: Store | None = None,
     stop: Stop | None = None,
@@ -140,7 +144,8 @@ def run(
       train_state, metrics: where to start; both are donated. `metrics` is the running sum since the last log.
       plan: what happens when.
       best: the history so far; it is brought up to date.
-      sinks: where metrics go.
+      draw: `draw(state of the first member, step) -> paths` by name of pictures.
+      sinks: where metrics and pictures go.
       store: where checkpoints go.
       stop: the request to end.
       seconds: the account to which time is added.
@@ -189,6 +194,13 @@ def run(
                 read_late(1)
             if program.norms is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
                 late.append((at, program.norms(train_state, program.window(at, 1))))
+            if draw is not None and plan.draw_every and at % plan.draw_every == 0 and at < plan.steps:
+                jax.block_until_ready(mark)
+                start = clock()
+                paths = draw(program.members(train_state)[0], at)
+                for sink in sinks:
+                    sink.pictures(at, paths)
+                seconds.evaluate += clock() - start
             evaluated = program.evaluate is not None and plan.due(plan.evaluate_every, at)
             improved = False
             if evaluated:
