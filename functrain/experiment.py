@@ -8,6 +8,7 @@ compile(built)   -> Compiled   the first train state and the programs of the loo
 import dataclasses
 import functools
 import math
+import operator
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
 from functrain.parallel import batch_placer, device_mesh, replicate
 from functrain.precision import AnyPrecision, Float32
 from functrain.tasks import AnyTask
+from functrain.tasks.teacher import Teacher, teachers
 from functrain.train import members, state, step
 from functrain.train.checkpoint import Checkpoint
 from functrain.train.evaluate import Evaluate, make_evaluate
@@ -152,6 +154,21 @@ class Built:
         return transfer.match(start, _weights_of_run(start), self.task)
 
     @functools.cached_property
+    def teachers(self) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """Of each other run that the task asks: where it is from, and its arrays by path; read as `start` is.
+
+        Raises:
+          ConfigError: the run is gone, or has other arrays.
+        """
+        return {name: _teacher_of_run(name, teacher) for name, teacher in teachers(self.config.task).items()}
+
+    def start_record(self) -> dict[str, Any]:
+        """What the run starts from, as plain data; {} where every array is drawn."""
+        record = self.start.record() if self.start is not None else {}
+        origins = {name: origin for name, (origin, _) in self.teachers.items()}
+        return record | ({"teachers": origins} if origins else {})
+
+    @functools.cached_property
     def place(self) -> Callable[[Any], Any]:
         """Cuts a batch over the devices."""
         return batch_placer(self.mesh)
@@ -165,7 +182,7 @@ def build(config: Experiment) -> Built:
     """
     if config.data is None and hasattr(config.task, "model"):
         raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
-    config = _from_hub(config)
+    config = _with_teachers(_from_hub(config))
     _check_units(config)
     dataset = config.data.load() if config.data else None
     if config.data is not None and dataset is not None and dataset.found:
@@ -206,6 +223,28 @@ def _from_hub(config: Experiment) -> Experiment:
     return config
 
 
+def _with_teachers(config: Experiment) -> Experiment:
+    """With the models of the runs that the task asks written out, and what their data were normalised by."""
+    changes = {}
+    for name, teacher in teachers(config.task).items():
+        if teacher.model is None:
+            settings = _settings_of(teacher.run, f"task.{name}.run")
+            if settings.model is None:
+                raise ConfigError(f"task.{name}.run: {teacher.run} is no run of one model")
+            source = getattr(settings.data, "source", settings.data)
+            units = {part: getattr(source, part, ()) for part in ("centre", "spread")}
+            changes[name] = dataclasses.replace(teacher, model=settings.model, **units)
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes)) if changes else config
+
+
+def _settings_of(run: str, key: str) -> Experiment:
+    """The config of another run, which `key` names."""
+    try:
+        return parse(Experiment, transfer.config_of(run))
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
 def _check_units(config: Experiment) -> None:
     """Raises a ConfigError where a task needs inputs in their own units, and the source normalises them."""
     normalise = getattr(getattr(config.data, "source", config.data), "normalise", "none")
@@ -216,12 +255,25 @@ def _check_units(config: Experiment) -> None:
 def _weights_of_run(start: transfer.Start) -> transfer.Weights:
     """What evaluation uses in the run that another starts from."""
     assert start.run is not None
+    settings = _settings_of(start.run, "start.run")
     try:
-        settings = parse(Experiment, transfer.config_of(start.run))
         _, task = assemble(settings, None)
     except ConfigError as error:
         raise ConfigError(f"start.run: {error}") from None
     return transfer.of_run(start, settings, task)
+
+
+def _teacher_of_run(name: str, teacher: Teacher) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(what a record says of it, path in the train state -> array) of a run that the task asks."""
+    try:
+        found = _weights_of_run(transfer.Start(run=teacher.run, step=teacher.step, member=teacher.member))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("start.", f"task.{name}.", 1)) from None
+    wanted = tree.by_path(jax.eval_shape(teacher.init, jax.random.key(0)))
+    arrays = {path: found.read(path) for path in found.names}
+    if {path: like.shape for path, like in wanted.items()} != {path: a.shape for path, a in arrays.items()}:
+        raise ConfigError(f"task.{name}.run: {teacher.run} is no run of one model")
+    return found.origin, {f"state/{name}/{path}": a for path, a in arrays.items()}
 
 
 def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -439,7 +491,8 @@ def _init(built: Built, over: Callable[..., Any] = lambda f, axes: f) -> Callabl
 
 
 def _start_arrays(built: Built) -> dict[str, np.ndarray]:
-    return built.start.arrays if built.start is not None else {}
+    arrays = built.start.arrays if built.start is not None else {}
+    return functools.reduce(operator.or_, (more for _, more in built.teachers.values()), arrays)
 
 
 def first_states(built: Built, arrays: dict[str, np.ndarray]) -> Any:

@@ -4,7 +4,7 @@ config.toml        the config, everything automatic written out; the run is a fu
 metrics.jsonl      a line for each step and split
 result.json        what came out, and where the time went
 environment.json   versions, devices, flags, the command
-start.json         where it starts from other weights: which, and what became of each array
+start.json         where it starts from other weights, or asks other runs: which, and what became of each array
 checkpoints/       the newest and the best
 tensorboard/  figures/
 """
@@ -87,17 +87,19 @@ def train(
     _check_out(out)
     _check_trackers(config)
     built = build(config)
-    start = built.start  # read before anything is shown: what is wrong with it is one line
+    record = built.start_record()  # read before anything is shown: what is wrong with it is one line
     show_before(console, built)
-    if start is not None:
-        console.print(start_table(start))
+    if built.start is not None:
+        console.print(start_table(built.start))
+    for name, origin in record.get("teachers", {}).items():
+        console.print(f"{name}  {origin['run']}, step {origin['step']}")
     compiled = compile(built)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         (out / "config.toml").write_text(configs.dump(built.config))
         (out / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
-        if start is not None:
-            (out / "start.json").write_text(json.dumps(start.record(), indent=1) + "\n")
+        if record:
+            (out / "start.json").write_text(json.dumps(record, indent=1) + "\n")
         return _train(built, compiled, out, console, stop, imported, resumed_at=None)
 
 
@@ -231,7 +233,7 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
 
 def _constant(task: Any) -> str:
     """The pattern of what of the state never changes; it stands in checkpoints below a member's number, if at all."""
-    names = getattr(getattr(task, "model", None), "constant", ())
+    names = (*getattr(task, "constant", ()), *getattr(getattr(task, "model", None), "constant", ()))
     return rf"state/(\d+/)?state/({'|'.join(names)})/" if names else ""
 
 

@@ -281,7 +281,9 @@ def match(start: Start, weights: Weights, task: Any) -> Loaded:
         no layout; numbers that are not finite.
     """
     params, drawn = jax.eval_shape(task.init, jax.random.key(0))
-    wanted = {path: like for path, like in tree.by_path({"params": params, "state": drawn}).items() if like.size}
+    asked = tuple(f"state/{name}/" for name in getattr(task, "constant", ()))  # other runs' arrays, which stay theirs
+    paths = tree.by_path({"params": params, "state": drawn})
+    wanted = {path: like for path, like in paths.items() if like.size and not path.startswith(asked)}
     try:
         tree.select(start.fresh, {_short(_public(path)): leaf for path, leaf in wanted.items()})
     except ValueError as error:

@@ -17,6 +17,7 @@ from functrain.metrics.calibration import Calibration, calibration_of
 from functrain.metrics.classes import Confusion, confusion_of, top_k
 from functrain.metrics.detection import Detections
 from functrain.metrics.edits import Errors, character_error_rate, edits, word_error_rate
+from functrain.metrics.generated import Generated, frechet_distance
 from functrain.metrics.moments import Moments, moments_of
 from functrain.metrics.overlap import Overlap, overlap_of
 from functrain.metrics.rouge import Rouge, rouge, rouge_of
@@ -31,6 +32,7 @@ __all__ = [
     "Confusion",
     "Detections",
     "Errors",
+    "Generated",
     "Mean",
     "Moments",
     "Overlap",
@@ -46,6 +48,7 @@ __all__ = [
     "character_error_rate",
     "confusion_of",
     "edits",
+    "frechet_distance",
     "is_metric",
     "join",
     "mean_of",

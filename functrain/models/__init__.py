@@ -6,6 +6,7 @@ from functrain.models.base import Model, Pure
 from functrain.models.bert import BERT
 from functrain.models.cnn import CNN
 from functrain.models.custom import CustomModel
+from functrain.models.dcgan import DCGAN
 from functrain.models.deepspeech import DeepSpeech
 from functrain.models.detector import FCOS
 from functrain.models.flax_module import FlaxModel
@@ -49,6 +50,7 @@ AnyModel = kinds(
     DeepSpeech,
     WaveNet,
     VAE,
+    DCGAN,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -58,6 +60,7 @@ AnyModel = kinds(
 __all__ = [
     "BERT",
     "CNN",
+    "DCGAN",
     "FCOS",
     "GPT",
     "MLP",

@@ -6,7 +6,9 @@ A model is a frozen config with two pure methods, one signature for all:
     apply(params, state, *inputs, key=None, train=False) -> (outputs, state)
 
 `state` is whatever goes in and comes out and no optimizer touches (batch statistics, a cache); `{}` for most.
-A model without state passes through what it was given.
+A model without state passes through what it was given. Some have a third, for what is learned from them:
+
+    features(params, state, x, key=None, train=False)    -> (what the last layer is given [batch, features], state)
 
 The config of a model has two more, which fit it to data and turn it into the model:
 

@@ -69,6 +69,11 @@ class CNN:
 
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (outputs [batch, outputs], state)."""
+        x, state = self.features(params, state, x, key=key, train=train)
+        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+
+    def features(self, params, state, x, *, key=None, train=False):
+        """Images -> (what the last layer is given [batch, features], state)."""
         act = activations.by_name(self.activation)
         x, new = x.reshape(*x.shape[:3], -1), {}
         for i in range(len(self.channels)):
@@ -80,4 +85,4 @@ class CNN:
         for i in range(len(self.hidden)):
             x = act(linear.apply(params[f"linear{i}"], x))
             x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), new
+        return x, new

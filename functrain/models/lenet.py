@@ -62,6 +62,11 @@ class LeNet:
 
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (logits [batch, outputs], state)."""
+        x, state = self.features(params, state, x)
+        return linear.apply(params["linear2"], x), state
+
+    def features(self, params, state, x, *, key=None, train=False):
+        """Images -> (what the last layer is given [batch, 84], state)."""
         act = activations.by_name(self.activation)
         shrink = pool.max if self.pooling == "max" else pool.average
         x = x.reshape(*x.shape[:3], -1)
@@ -70,4 +75,4 @@ class LeNet:
         x = x.reshape(x.shape[0], -1)
         for i in range(2):
             x = act(linear.apply(params[f"linear{i}"], x))
-        return linear.apply(params["linear2"], x), state
+        return x, state

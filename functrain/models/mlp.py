@@ -62,6 +62,11 @@ class MLP:
 
     def apply(self, params, state, x, *, key=None, train=False):
         """x [batch, *inputs] -> ([batch, outputs], state)."""
+        x, state = self.features(params, state, x, key=key, train=train)
+        return linear.apply(params[f"layer{len(self.hidden)}"], x), state
+
+    def features(self, params, state, x, *, key=None, train=False):
+        """x -> (what the last layer is given [batch, features], state)."""
         x = x.reshape(x.shape[0], -1)
         for i in range(len(self.hidden)):
             x = linear.apply(params[f"layer{i}"], x)
@@ -69,4 +74,4 @@ class MLP:
                 x = layer_norm.apply(params[f"norm{i}"], x)
             x = activations.by_name(self.activation)(x)
             x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
-        return linear.apply(params[f"layer{len(self.hidden)}"], x), state
+        return x, state

@@ -80,6 +80,11 @@ class StridedCNN:
 
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (outputs [batch, outputs], state)."""
+        x, state = self.features(params, state, x)
+        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+
+    def features(self, params, state, x, *, key=None, train=False):
+        """Images -> (what the last layer is given [batch, features], state)."""
         act = activations.by_name(self.activation)
         x = x.reshape(*x.shape[:3], -1)
         for i, (kernel, stride) in enumerate(zip(self.kernels, self.strides)):
@@ -87,4 +92,4 @@ class StridedCNN:
         x = x.reshape(x.shape[0], -1)
         for i in range(len(self.hidden)):
             x = act(linear.apply(params[f"linear{i}"], x))
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+        return x, state

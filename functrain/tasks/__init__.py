@@ -8,6 +8,7 @@ from functrain.tasks.ctc import CTC
 from functrain.tasks.custom import CustomTask
 from functrain.tasks.detection import Detection
 from functrain.tasks.embedding import Embedding
+from functrain.tasks.gan import GAN
 from functrain.tasks.language import Language
 from functrain.tasks.masked import MaskedLanguage
 from functrain.tasks.regression import Regression
@@ -34,12 +35,14 @@ AnyTask = kinds(
     CTC,
     Waveform,
     Variational,
+    GAN,
     CustomTask,
 )
 """[task]: every task a config can name."""
 
 __all__ = [
     "CTC",
+    "GAN",
     "AnyTask",
     "Binary",
     "Classification",

@@ -106,5 +106,14 @@ def beside(task: Any, batch: Any) -> dict[str, Any]:
     return {name: batch[name] for name in getattr(task, "beside", ()) if name in batch}
 
 
+def of_player(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of one player's learner by names of its own: generator_loss, gradient_norm/generator/conv0/kernel."""
+    named = {}
+    for metric, value in metrics.items():
+        what, slash, path = metric.partition("/")
+        named[f"{what}/{name}/{path}" if slash else f"{name}_{what}"] = value
+    return named
+
+
 def _widen(x):
     return tree.wide(x) if tree.is_float(x) else x

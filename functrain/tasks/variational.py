@@ -132,10 +132,10 @@ class Variational(OneLoss):
         z = jnp.concatenate([self._noise(_SAMPLES, jax.random.key(0)), plane])
 
         def decode(params, state, batch, *, key):
-            return tree.wide(self.model.decode(params, batch))
+            return tree.wide(self.model.decode(params, batch["z"]))
 
         weights = self.learner.weights(train_state.players["model"])
-        decoded = self._seen(self.learner.precision(decode)(weights, train_state.state, z, key=None))
+        decoded = self._seen(self.learner.precision(decode)(weights, train_state.state, {"z": z}, key=None))
         decoded = decoded.reshape(len(z), *batch["x"].shape[1:])
         return outputs | {"samples": decoded[:_SAMPLES], "plane": decoded[_SAMPLES:], "axes": axes}
 
