@@ -295,6 +295,20 @@ def test_deltas_are_slopes_of_lines(float64, reach):
         audio.deltas(jnp.zeros((5, 1)), reach=0)
 
 
+def test_what_a_config_says_is_what_is_computed():
+    """Windows of 25 ms every 10, in frames of a power of 2; slopes of slopes; as many codes as asked for."""
+    x, length = jnp.asarray(draw(11, 2, 800).astype(np.float32) * 0.1), jnp.array([800, 500])
+    given: dict[str, Any] = {"mels": 10, "low": 100.0, "high": 3000.0}
+    front = audio.LogMel(**given, deltas=2)
+    found, frames = jax.jit(lambda x: front.apply(x, length, 8000))(x)
+    mel = compiled(audio.log_mel, x, rate=8000, size=256, hop=80, length=200, floor=1e-6, **given)
+    slopes = audio.deltas(mel, length=frames)
+    expected = jnp.concatenate([mel, slopes, audio.deltas(slopes, length=frames)], -1)
+    assert frames.tolist() == [11, 7]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(audio.MuLaw(levels=16).apply(x, length, 8000)[0], audio.mu_law_encode(x, levels=16))
+
+
 # -- waves ----------------------------------------------------------------------------------------
 
 

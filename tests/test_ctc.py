@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from functrain import ctc
+from functrain.tasks.ctc import CTC
 
 pytestmark = pytest.mark.usefixtures("quick")  # many small programs
 
@@ -235,6 +237,24 @@ def test_low_precision_is_widened():
     x = jnp.asarray(draw(0, 5, 6, 3), jnp.bfloat16)
     assert ragged(x).dtype == ctc.beam(x, width=2)[2].dtype == jnp.float32
     np.testing.assert_array_equal(ragged(x), ragged(x.astype(jnp.float32)))
+
+
+@pytest.mark.parametrize("decode", ["greedy", "beam"])
+def test_the_task_is_the_loss_of_the_models_frames(decode):
+    """Half as many as the data's; label k is class k + 1. Rows that do not count have no errors."""
+    model = SimpleNamespace(frames=lambda length: -(-length // 2))
+    task = CTC(decode=decode, model=model)
+    logits = 9 * jax.nn.one_hot(jnp.array([[1, 0, 2, 2], [3, 0, 1, 1], [3, 1, 3, 1], [2, 0, 0, 1]]), 4)
+    y = jnp.array([[0, 1], [2, -1], [1, 1], [1, 1]])
+    batch = {"y": y, "length": jnp.array([7, 4, 8, 8]), "mask": jnp.array([1.0, 1.0, 0.0, 1.0])}
+    loss, metrics = task.loss(logits, batch, train=False)
+    each = ctc.loss(logits, y + 1, lengths=jnp.array([4, 2, 4, 4]), label_lengths=jnp.array([2, 1, 2, 2]))
+    np.testing.assert_allclose(loss.total / loss.count, each[jnp.array([0, 1, 3])].mean(), rtol=1e-6)
+    errors = metrics["errors"]
+    np.testing.assert_array_equal(errors.found, [[0, 1, -1, -1], [2, -1, -1, -1], [2, 0, 2, 0], [1, 0, -1, -1]])
+    np.testing.assert_array_equal(errors.found_lengths, [2, 1, 4, 2])
+    np.testing.assert_array_equal(errors.mask, batch["mask"])
+    assert task.loss(logits, batch, train=True)[1] == {}
 
 
 def test_nothing_at_all():

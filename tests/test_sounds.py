@@ -84,7 +84,8 @@ def test_splits_and_padding(said):
         assert (row[len(clip) :] == PADDING).all()
     scaled = source.scaled({"x": jnp.asarray(made.test["x"])})
     assert scaled["length"].tolist() == (made.test["x"] != PADDING).sum(1).tolist()
-    assert float(jnp.abs(scaled["x"]).max()) < 1
+    x = np.where(made.test["x"] == PADDING, 0, made.test["x"])
+    np.testing.assert_array_equal(scaled["x"] * 32768, x)
 
 
 @pytest.mark.parametrize("features", [LogMel(mels=12), MFCC(mels=12, coefficients=5, deltas=2), Spectrogram()])
@@ -114,11 +115,24 @@ def test_features_do_not_depend_on_padding(said, features):
     np.testing.assert_allclose(wide[:, : frames[0]], alone[:, : frames[0]], atol=2e-5)
 
 
-def test_strings_are_their_clips(said):
-    """The wave of a string has the clips of its labels in order; of one split's clips alone."""
-    source = JoinedSounds(
-        **said, clips_of=(2, 3), gap=(0.0, 0.0), train_strings=30, validation_strings=5, test_strings=8
-    )
+def clips_said(x, own, gap):
+    """The labels of the clips in a string, each followed by `gap` samples of silence, which it begins with too."""
+    rest, labels = x[gap:][x[gap:] != PADDING], []
+    assert not x[:gap].any()
+    while len(rest):
+        n = next(n for n in range(1, len(rest) + 1) if rest[:n].tobytes() in own)
+        labels.append(own[rest[:n].tobytes()])
+        assert rest[n : n + gap].tolist() == [0] * gap
+        rest = rest[n + gap :]
+    return labels
+
+
+@pytest.mark.parametrize("gap", [0, 400])
+def test_strings_are_their_clips(said, gap):
+    """The wave of a string has the clips of its labels in order, silence round each, and as many as may be; of one
+    split's clips alone, each split by its own numbers. Where they are cut, no clip and no silence is."""
+    silence = (gap / 8000, gap / 8000)
+    source = JoinedSounds(**said, clips_of=(2, 3), gap=silence, train_strings=30, validation_strings=5, test_strings=8)
     made = source.load()
     assert made.train["x"].shape[0] == 30
     assert (made.classes, made.train["y"].shape) == (10, (30, 3))
@@ -127,16 +141,32 @@ def test_strings_are_their_clips(said):
         waves, labels = parts[split]
         own = {wave.tobytes(): label for wave, label in zip(waves, labels)}
         for x, y in zip(made.split(split)["x"], made.split(split)["y"]):
-            rest, said_ = x[x != PADDING], []
-            while len(rest):
-                n = next(n for n in range(1, len(rest) + 1) if rest[:n].tobytes() in own)
-                said_.append(own[rest[:n].tobytes()])
-                rest = rest[n:]
-            assert said_ == [label for label in y if label >= 0]
-            assert len(said_) in (2, 3)
-    cut = JoinedSounds(**said, clips_of=(1, 5), seconds=0.4, train_strings=30).load()
+            assert clips_said(x, own, gap) == [label for label in y if label >= 0]
+        assert set((made.split(split)["y"] >= 0).sum(1)) == {2, 3}
+    counts = [(part["y"] >= 0).sum(1).tolist() for part in (made.train, made.test)]
+    assert counts[0][:8] != counts[1]
+    cut = JoinedSounds(**said, clips_of=(1, 5), gap=silence, seconds=0.4, train_strings=60).load()
     assert cut.train["x"].shape[1] == 0.4 * rate
-    assert (cut.train["y"] >= 0).any(1).all()
+    own = {wave.tobytes(): label for wave, label in zip(*parts["train"])}
+    for x, y in zip(cut.train["x"], cut.train["y"]):
+        assert clips_said(x, own, gap) == [label for label in y if label >= 0] != []
+
+
+def test_clips_come_to_one_rate_and_length(tmp_path):
+    """Those of the training part, whatever the test has; so too the files of a prediction."""
+    for name, rate, seconds in (("1_a_1", 8000, 0.1), ("2_a_1", 16000, 0.1), ("1_b_1", 8000, 0.2)):
+        x = 0.5 * np.sin(2 * np.pi * 200 * np.arange(round(rate * seconds)) / rate)
+        (tmp_path / f"{name}.wav").write_bytes(wav(x, rate))
+    given = {"path": str(tmp_path), "pattern": PATTERN, "label": "digit", "rate": 8000, "test_pattern": "_b_"}
+    source = SoundFiles(**given, validation=0.0, normalise="none")
+    made = source.load()
+    every = [*made.train["x"][np.argsort(made.train["y"])], made.test["x"][0]]
+    wanted = 16384 * np.sin(2 * np.pi * 200 * np.arange(800) / 8000)
+    for row in every:
+        assert len(row) == 800
+        assert np.abs(row - wanted)[100:-100].max() < 200
+    source = dataclasses.replace(source, **made.found)
+    np.testing.assert_array_equal(source.read_inputs(str(tmp_path)), [every[0], every[2], every[1]])  # by name
 
 
 def test_mistakes_are_named(said, tmp_path):
@@ -151,6 +181,7 @@ def test_mistakes_are_named(said, tmp_path):
         ({"pattern": r"(?P<digit>\d)\.mp9"}, "holds no sounds whose names have data.pattern"),
         ({"test_pattern": "_77"}, "data.test_pattern: found '_77'; no file's path has it"),
         ({"class_names": ("1", "2")}, "no class '0'; there are: 1, 2"),
+        ({"test_pattern": "/9_"}, "no class '9'; there are: 0, 1, 2, 3, 4, 5, 6, 7, 8"),
         ({"features": MFCC(mels=3, coefficients=9)}, "data.features: .*coefficients; expected 1 to 3"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -202,13 +233,20 @@ def test_features_are_augmented_after_they_are_made(said):
 
 
 def test_spectrograms_stand_in_the_column_of_their_class(tmp_path, monkeypatch):
-    """A class without a wave leaves its place empty."""
+    """A class without a wave leaves its place empty. A tone of 1 kHz is drawn there, low tones below; ten times
+    softer is 20 dB less."""
     seen = []
     monkeypatch.setattr(spectrogram_figure, "save_figure", lambda figure, path: seen.append(figure))
-    tone = np.sin(np.arange(800.0))
+    tone = np.sin(2 * np.pi * 1000 * np.arange(1600) / 8000) * np.where(np.arange(1600) < 800, 1, 0.1)
     spectrogram_figure.spectrogram_picture(
         {"drawn": [tone, tone, tone], "real": [None, tone, None]}, 8000, ("x", "y", "z"), tmp_path / "a.png"
     )
     drawn = [len(axis.images) for axis in seen[0].axes]
     assert drawn == [1, 1, 1, 0, 1, 0]
     assert [axis.get_title() for axis in seen[0].axes[:3]] == ["x", "y", "z"]
+    image = seen[0].axes[0].images[0]
+    power = np.asarray(image.get_array())
+    np.testing.assert_allclose(power[:, [0, -1]].max(0), [0, -20], atol=0.01)
+    assert image.get_extent() == [0, 0.2, 0, 4]
+    assert image.origin == "lower"
+    np.testing.assert_allclose(4 * power.argmax(0)[[0, -1]] / (len(power) - 1), 1)

@@ -1,7 +1,9 @@
 """Models of speech: rows do not see their padding, waves not their future, and what is cached is what is computed."""
 
+import dataclasses
 import json
 import tarfile
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,12 @@ import pytest
 from small_data import write_digits_said
 
 from functrain import trained
+from functrain.audio import mu_law_decode
 from functrain.cli import main
 from functrain.data.sounds import read_sound, write_wav
 from functrain.models import DeepSpeech, WaveNet
+from functrain.tasks import waveform
+from functrain.tasks.waveform import Waveform
 
 SMALL = DeepSpeech(
     inputs=(24, 9), outputs=5, channels=(3, 4), kernels=((5, 3), (3, 3)), strides=((2, 2), (2, 1)), width=6, layers=2
@@ -35,6 +40,46 @@ def test_a_row_does_not_depend_on_its_padding(float64):
         jax.tree.map(np.testing.assert_array_equal, new, other)
     alone = SMALL.apply(params, state, x[1:2, :13], length[1:2])[0][0]
     np.testing.assert_allclose(SMALL.apply(params, state, x, length)[0][1, :4], alone, rtol=1e-12)
+
+
+def test_statistics_are_of_the_sound_alone(float64, quick):
+    """In a wider batch the same outputs in training and the same new state; a row's last frame is read."""
+    model = dataclasses.replace(SMALL, layers=1)
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    x, length = jax.random.normal(jax.random.key(1), (3, 24, 9)), jnp.array([24, 13, 7])
+    apply = jax.jit(model.apply, static_argnames="train")
+    wanted, new = apply(params, state, x, length, train=True)
+    found, other = apply(params, state, jnp.pad(x, ((0, 0), (0, 8), (0, 0))), length, train=True)
+    for a, b, n in zip(wanted, found, SMALL.frames(length)):
+        np.testing.assert_allclose(a[:n], b[:n], rtol=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), new, other)
+    assert all((new[name]["mean"] != state[name]["mean"]).all() for name in state)
+    wanted, found = (apply(params, state, x, length)[0] for x in (x, x.at[1, 12].add(1)))
+    assert (wanted[1, 3] != found[1, 3]).all()
+
+
+def test_wavenet_is_its_equations(float64, quick):
+    """Layer by layer in NumPy: gate and filter of this place and of that so many before, the class in both; residuals
+    on the way, and of all layers the sum, which goes through two products."""
+    model = WaveNet(outputs=7, stacks=2, layers=2, channels=3, skip=5, classes=2)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape), model.init(jax.random.key(0))[0])
+    x, label = rng.integers(0, 7, (2, 12)), np.array([1, 0])
+
+    def product(layer, h):
+        return h @ layer["kernel"] + layer["bias"]
+
+    h, total = params["codes"]["table"][x], 0
+    for i, dilation in enumerate((1, 2, 1, 2)):
+        layer = params[f"layer{i}"]
+        before = np.pad(h, ((0, 0), (dilation, 0), (0, 0)))[:, :12]
+        both = before @ layer["conv"]["kernel"][0] + h @ layer["conv"]["kernel"][1] + layer["conv"]["bias"]
+        both = both + layer["class"]["table"][label][:, None]
+        z = np.tanh(both[..., :3]) / (1 + np.exp(-both[..., 3:]))
+        total = total + product(layer["skip"], z)
+        h = h + product(layer["residual"], z) if i < 3 else h
+    wanted = product(params["out1"], np.maximum(product(params["out0"], np.maximum(total, 0)), 0))
+    np.testing.assert_allclose(jax.jit(model.apply)(params, {}, x, label)[0], wanted, rtol=1e-12)
 
 
 def test_no_leak_from_the_future():
@@ -66,6 +111,70 @@ def test_cached_is_full(pieces):
     other = model.apply(params, state, x, jnp.array([1, 0]))[0]
     assert np.abs(other[0] - wanted[0]).max() > 1e-3
     np.testing.assert_array_equal(other[1], wanted[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting:
+    """A model of 16 codes that expects after each the one that lies 1 and the class higher."""
+
+    classes: int = 0
+
+    def apply(self, params, state, x, label=None, *, key=None, train=False):
+        """Logits of 99 less, or 3 less in training, for all others."""
+        label = state.get("label", label)
+        after = (x + 1 + (0 if label is None else label[:, None])) % 16
+        return (3.0 if train else 99.0) * jax.nn.one_hot(after, 16), state
+
+    def remember(self, batch):
+        """Nothing."""
+        return {}
+
+
+@pytest.fixture
+def counting():
+    """The task with that model; a learner that changes no weights."""
+    learner = SimpleNamespace(weights=lambda player: player, precision=lambda f: f)
+    return Waveform(codes=16, rate=4000, classes=3).assemble(Counting(), lambda name: learner)
+
+
+def test_codes_are_told_from_those_before(counting):
+    """The first from silence, 8; in bits a sample, of the sound in the rows that count."""
+    codes = (8 + np.array([[1], [3], [2]]) * np.arange(1, 9)) % 16
+    batch = {"x": codes, "y": np.array([0, 2, 0]), "length": np.array([8, 5, 8]), "mask": np.array([1.0, 1.0, 0.0])}
+    batch["x"][1, 5:] = 8
+    for train, bits in ((True, np.log2(1 + 15 * np.exp(-3))), (False, 0)):
+        loss, _, metrics = counting.full_loss({}, {}, jax.tree.map(jnp.asarray, batch), key=None, train=train)
+        np.testing.assert_allclose(metrics["bits"].total / 13, bits, rtol=1e-5)
+        np.testing.assert_allclose(loss.total, metrics["bits"].total * np.log(2), rtol=1e-6)
+        assert loss.count == metrics["bits"].count == 13
+    assert metrics["accuracy"].total == 13
+
+
+def test_a_wave_of_each_class_is_drawn(counting, tmp_path, monkeypatch):
+    """From silence on, at the rate of the data, beside the first real one of its class."""
+    shown = []
+    monkeypatch.setattr(waveform, "spectrogram_picture", lambda *given: shown.append(given))
+    state = SimpleNamespace(players={"model": {}}, state={})
+    outputs = counting.outputs_of(state, jnp.zeros((4, 20), int))
+    wanted = (8 + np.array([[1], [2], [3], [1]]) * np.arange(1, 21)) % 16
+    np.testing.assert_array_equal(outputs["codes"], wanted)
+    outputs = counting.drawn(state, {"x": jnp.zeros((2, 20), int)})  # of fewer examples than classes
+    np.testing.assert_array_equal(outputs["codes"], wanted[:3])
+    real = np.linspace(-1, 1, 4)[:, None] * np.ones(20)
+    counting.draw(outputs, {"x": real, "y": np.array([2, 0, 2, 0])}, tmp_path, ("no", "o/ne", "yes"))
+    for name, codes in zip(("no", "o_ne", "yes"), wanted):
+        found, rate = read_sound("", tmp_path / f"{name}.wav")
+        assert rate == 4000
+        np.testing.assert_allclose(found / 32768, mu_law_decode(codes, levels=16), atol=1e-4)
+    rows, rate, names, _ = shown[0]
+    assert (rate, names, len(rows["drawn"])) == (4000, ["no", "o/ne", "yes"], 3)
+    assert [None if x is None else x[0] for x in rows["real"]] == [real[1, 0], None, real[0, 0]]
+    told_nothing = dataclasses.replace(counting, conditioned=False, classes=0)
+    outputs = told_nothing.drawn(state, {"x": jnp.zeros((2, 20), int)})
+    np.testing.assert_array_equal(outputs["codes"], (8 + np.arange(1, 21))[None] % 16)
+    paths = told_nothing.draw(outputs, {"x": real, "y": np.zeros(4, int)}, tmp_path, ("no", "one"))
+    assert [path.name for path in paths] == ["wave.wav", "spectrograms.png"]
+    assert shown[1][2] == ["wave"]
 
 
 CLIPS = """

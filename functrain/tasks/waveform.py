@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,35 +80,45 @@ class Waveform(OneLoss):
 
     def outputs_of(self, train_state, x) -> dict[str, Any]:
         """`codes` of new waves that the trained model draws, as many and as long as x, of the classes 0, 1, 2 ..."""
-        n, length = x.shape
+        return {"codes": self.sample(train_state, *x.shape, key=jax.random.key(0))}
+
+    def sample(self, train_state, n: int, length: int, *, key: jax.Array) -> jax.Array:
+        """Codes [n, length] of new waves that the trained model draws, of the classes 0, 1, 2 ... over and over."""
 
         def draw(params, state, batch, *, key):
             memory = self.model.remember(n) | ({"label": jnp.arange(n) % self.classes} if self.conditioned else {})
             begin = jnp.full((n, 1), self._silence)
             sampling = Sampling(temperature=self.temperature)
             advance = Partial(self.model.apply, params)
-            return generate(advance, memory, begin, length=length, key=jax.random.key(0), sampling=sampling)[0]
+            return generate(advance, memory, begin, length=length, key=key, sampling=sampling)[0]
 
         weights = self.learner.weights(train_state.players["model"])
-        return {"codes": self.learner.precision(draw)(weights, train_state.state, {}, key=None)}
+        return self.learner.precision(draw)(weights, train_state.state, {}, key=key)
 
     @property
     def _silence(self) -> int:
         return self.codes // 2
 
+    examples_drawn = 1000  # so that a real one of each class is among them
+
+    def drawn(self, train_state, batch) -> dict[str, Any]:
+        """`codes` of one new wave of each class; of a model without classes, of one."""
+        length = batch["x"].shape[1]
+        return {"codes": self.sample(train_state, max(self.classes, 1), length, key=jax.random.key(0))}
+
     def draw(self, outputs, batch, folder: Path, names: tuple[str, ...]) -> list[Path]:
-        """A wave of each class as NAME.wav, and their spectrograms in one picture, beside those of real waves."""
-        folder.mkdir(parents=True, exist_ok=True)
-        waves = np.asarray(mu_law_decode(outputs["codes"], levels=self.codes))
-        paths = []
-        for i, found in enumerate(waves[: max(self.classes, 1)]):
-            paths.append(folder / f"{names[i] if i < len(names) else i}.wav")
-            write_wav(paths[-1], found, self.rate)
-        y = np.asarray(batch["y"])
-        real = [next(iter(np.asarray(batch["x"])[y == c]), None) for c in range(max(self.classes, 1))]
-        rows = {"drawn": list(waves[: len(real)]), "real": real}
+        """A wave of each class as NAME.wav, and their spectrograms in one picture, each above a real wave of it."""
+        waves, x = np.asarray(mu_law_decode(outputs["codes"], levels=self.codes)), np.asarray(batch["x"])
+        if self.conditioned:
+            titles = [str(names[c]) if c < len(names) else str(c) for c in range(self.classes)]
+            real = [next(iter(x[np.asarray(batch["y"]) == c]), None) for c in range(self.classes)]
+        else:
+            titles, real = ["wave"], [x[0]]
+        paths = [folder / (re.sub(r"[^-.\w ]", "_", title) + ".wav") for title in titles]
+        for path, wave in zip(paths, waves):
+            write_wav(path, wave, self.rate)
         paths.append(folder / "spectrograms.png")
-        spectrogram_picture(rows, self.rate, names, paths[-1])
+        spectrogram_picture({"drawn": list(waves), "real": real}, self.rate, titles, paths[-1])
         return paths
 
     def predict(self, outputs) -> dict[str, Any]:
