@@ -88,6 +88,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """A share: from 0, below 1."""
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share: from 0 to 1."""
 Text = Annotated[str, Field(min_length=1)]
 Part = Annotated[SkipJsonSchema[Any], BeforeValidator(_assembled)]
 """A field that no config text may set: `experiment.build` fills it (a task's model and learner)."""

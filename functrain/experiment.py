@@ -187,6 +187,8 @@ def build(config: Experiment) -> Built:
     dataset = config.data.load() if config.data else None
     if config.data is not None and dataset is not None and dataset.found:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dataset.found))
+    _check_range(config, dataset)
+    config = _with_units_of_data(config)
     config, batch_size = _steps_written_out(config, dataset)
     config, task = assemble(config, dataset)
     _check_players(config, task)
@@ -231,10 +233,25 @@ def _with_teachers(config: Experiment) -> Experiment:
             settings = _settings_of(teacher.run, f"task.{name}.run")
             if settings.model is None:
                 raise ConfigError(f"task.{name}.run: {teacher.run} is no run of one model")
-            source = getattr(settings.data, "source", settings.data)
-            units = {part: getattr(source, part, ()) for part in ("centre", "spread")}
-            changes[name] = dataclasses.replace(teacher, model=settings.model, **units)
+            centre, spread = _units(settings.data)
+            changes[name] = dataclasses.replace(teacher, model=settings.model, centre=centre, spread=spread)
     return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes)) if changes else config
+
+
+def _with_units_of_data(config: Experiment) -> Experiment:
+    """With what the task's inputs were normalised by told to the runs that it asks."""
+    centre, spread = _units(config.data)
+    changes = {
+        name: dataclasses.replace(teacher, data_centre=centre, data_spread=spread)
+        for name, teacher in teachers(config.task).items()
+    }
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **changes)) if changes else config
+
+
+def _units(data: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What inputs are normalised by: (what is subtracted, what they are divided by), empty where nothing is."""
+    source = getattr(data, "source", data)
+    return getattr(source, "centre", ()), getattr(source, "spread", ())
 
 
 def _settings_of(run: str, key: str) -> Experiment:
@@ -250,6 +267,15 @@ def _check_units(config: Experiment) -> None:
     normalise = getattr(getattr(config.data, "source", config.data), "normalise", "none")
     if getattr(config.task, "in_units", False) and normalise != "none":
         raise ConfigError(f'data.normalise: found {normalise!r}; task.kind = {config.task.kind!r} needs "none"')
+
+
+def _check_range(config: Experiment, dataset: Dataset | None) -> None:
+    """Raises a ConfigError where a task needs inputs in 0..1, and the first ones are not."""
+    if dataset is None or config.data is None or not getattr(config.task, "in_units", False):
+        return
+    x = np.asarray(config.data.scaled({name: a[:256] for name, a in dataset.train.items()})["x"])
+    if x.min() < 0 or x.max() > 1:
+        raise ConfigError(f"data: inputs are in {x.min():g}..{x.max():g}; task.kind = {config.task.kind!r} needs 0..1")
 
 
 def _weights_of_run(start: transfer.Start) -> transfer.Weights:

@@ -6,7 +6,7 @@ arrays whose shapes would have to be broadcast.
 classes         cross_entropy  focal  hinge  crammer_singer  dice
 yes or no       binary_cross_entropy  binary_focal  binary_hinge
 numbers         squared_error  absolute_error  huber
-distributions   kl_divergence
+distributions   kl_divergence  normal_kl
 vectors         cosine  triplet  contrastive  info_nce  nt_xent
 """
 
@@ -297,9 +297,6 @@ def kl_divergence(logits: jax.Array, target_logits: jax.Array, *, mask: jax.Arra
     return mean_of(each.sum(-1), mask)
 
 
-# -- vectors --------------------------------------------------------------------------------------
-
-
 def normal_kl(mean: jax.Array, log_variance: jax.Array, *, mask: jax.Array | None = None) -> Mean:
     """KL(N(mean, variance) || N(0, 1)) in nats, summed over the last axis: of an example's latent vector.
 
@@ -314,6 +311,9 @@ def normal_kl(mean: jax.Array, log_variance: jax.Array, *, mask: jax.Array | Non
     """
     mean, log_variance = _alike(mean=mean, log_variance=log_variance)
     return mean_of(0.5 * (mean**2 + jnp.expm1(log_variance) - log_variance).sum(-1), mask)
+
+
+# -- vectors --------------------------------------------------------------------------------------
 
 
 def cosine(a: jax.Array, b: jax.Array, *, mask: jax.Array | None = None) -> Mean:

@@ -138,8 +138,14 @@ def weights(task: Any, train_state: Any) -> dict[str, Any]:
     if set(params) == {"model"}:
         model = getattr(task, "model", None)
         _, params["model"], state = lora.plain(model, params["model"], train_state.state)
-        return {"params": params, "state": state}
-    return {"params": params, "state": train_state.state}
+        return {"params": params, "state": _without(state, task)}
+    return {"params": params, "state": _without(train_state.state, task)}
+
+
+def _without(state: Any, task: Any) -> Any:
+    """The state without what belongs to other runs."""
+    asked = getattr(task, "constant", ())
+    return {name: part for name, part in state.items() if name not in asked} if asked else state
 
 
 def config_of(run: str | Path) -> configs.Source:

@@ -1,4 +1,6 @@
-"""A run in memory, through the real loop, for tests."""
+"""Runs for tests: in memory, through the real loop; and whether two run directories hold the same."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ from functrain.models import MLP
 from functrain.optim import AdamW, Learner
 from functrain.tasks import Classification
 from functrain.train import state
+from functrain.train.checkpoint import Directory
 from functrain.train.evaluate import make_evaluate
 from functrain.train.loop import Best, Plan, run
 from functrain.train.program import compile_program
@@ -86,3 +89,17 @@ def gap(a, b):
         float(np.linalg.norm(x.astype(float) - y.astype(float)) / max(np.linalg.norm(y.astype(float)), 1e-300))
         for x, y in zip(leaves(a), leaves(b), strict=True)
     )
+
+
+def final_arrays(out):
+    """The arrays of a run's last checkpoint."""
+    step, arrays = Directory(Path(out) / "checkpoints").load()
+    return step, {path: array for path, array in arrays.items() if path.startswith("state/")}
+
+
+def assert_equal_runs(a, b):
+    """The same final state, and the same bytes of log."""
+    (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a), final_arrays(b)
+    assert step_a == step_b
+    assert same(arrays_a, arrays_b)
+    assert (Path(a) / "metrics.jsonl").read_bytes() == (Path(b) / "metrics.jsonl").read_bytes()

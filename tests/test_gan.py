@@ -82,6 +82,7 @@ def judged(tmp_path_factory):
     y = rng.integers(0, 3, 90)
     x = rng.uniform(0, 1, (90, 8, 8)) * (np.arange(8) // 3 == y[:, None])[:, None]
     np.savez(folder / "images.npz", x=x.astype(np.float32), y=y)
+    np.savez(folder / "grey.npz", x=255 * x.astype(np.float32), y=y)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "judge.toml", "--out", "judge"]) == 0
@@ -145,6 +146,7 @@ def test_runs(folder, capsys):
         (["task.critic_steps=5"], ("task.critic_steps: found 5", "16")),
         (["task.loss=hinge", "task.smoothing=0.1"], ("task.smoothing", "logistic")),
         (["data.normalise=standard"], ("data.normalise", '"none"')),
+        (["data.path=grey.npz"], ("data: inputs are in 0..25", "'gan' needs 0..1")),
         (["model.kind=mlp", "model.width=4"], ("model.width",)),
     ],
     ids=str,

@@ -19,6 +19,7 @@ from functrain import config
 from functrain.cli import main
 from functrain.experiment import Experiment, build, compile
 from functrain.metrics import read, scalars
+from functrain.tasks.teacher import teachers
 from functrain.train.loop import Best, run
 
 PACKAGE = Path(functrain.__file__).parent
@@ -34,6 +35,7 @@ FLOORS = [
     ["train"],
     ["transfer"],
     ["experiment"],
+    ["pictures"],
     ["runs", "finder"],
     ["trained", "folds"],
     ["report", "fitting", "sampling"],
@@ -43,6 +45,7 @@ FLOORS = [
 """From the ground up: a module imports from floors below its own, and from its own package."""
 LATE = {"observe/figures.py", "observe/tensorboard.py", "train/checkpoint.py", "runs.py", "data/images.py"}
 LATE |= {"data/tokens.py", "models/flax_module.py", "observe/segmentation_figure.py", "transfer.py"}
+LATE |= {"observe/latent_figure.py"}
 LATE |= {"data/questions.py", "data/sounds.py", "metrics/rouge.py", "metrics/text.py"}
 """Files that import an optional or heavy dependency inside a function, each with its reason there."""
 
@@ -216,11 +219,22 @@ SMALLER = {
     "imagenette_resnet50": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4"],
     "imagenette_vgg16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=4", "model.hidden=[32, 32]"],
     "imagenette_vit_b16": ["data.size=[32, 32]", "data.batch_size=4", "model.width=24", "model.layers=2"],
+    "mnist_cyclegan": ["data.limit=16", "data.batch_size=4", "model.width=4", "model.judge_width=4"],
+    "mnist_dcgan": ["model.width=4", "data.batch_size=16"],
+    "mnist_distilled": ["model.hidden=[8]", "data.batch_size=16"],
     "mnist_robust": ["task.evaluate_steps=2"],
     "mnist_scenes_unet": ["data.train=64", "data.validation=16", "data.test=16", "model.width=4"],
     "mnist_trades": ["task.evaluate_steps=2"],
     "multi30k_transformer": [*CAPTIONS, "model.hidden=32"],
     "multi30k_transformer_cpu": CAPTIONS,
+    "multi_mnist": [
+        "data.batch_size=16",
+        "data.train=64",
+        "data.validation=16",
+        "data.test=16",
+        "model.channels=[4, 4]",
+        "model.hidden=[8]",
+    ],
     "polarity_cnn": ["model.embedding=16", "model.maps=8"],
     "polarity_lstm": ["model.embedding=16", "model.width=8"],
     "polarity_transformer": ["model.width=8"],
@@ -245,6 +259,9 @@ def test_every_config_takes_two_steps(path, tmp_path_factory, monkeypatch, quick
     settings = config.parse(
         Experiment, config.override(config.read(path), ["observe.tensorboard=false", *SMALLER.get(path.stem, [])])
     )
+    for teacher in teachers(settings.task).values():
+        other = ROOT / "configs" / f"{Path(teacher.run).name}.toml"
+        assert main(["train", str(other), "--out", teacher.run, "train.epochs=0.001", "observe.tensorboard=false"]) == 0
     steps = config.parse(Experiment, config.Source(_with_steps(config.to_data(settings), 2)))
     built = build(steps)
     compiled = compile(built)

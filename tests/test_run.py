@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import same
+from helpers import assert_equal_runs, final_arrays, same
 
 from functrain import config, runs
 from functrain.cli import main
@@ -63,20 +63,6 @@ def command(*arguments):
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).parent.parent)},
     )
-
-
-def final_arrays(out):
-    """The arrays of a run's last checkpoint."""
-    step, arrays = Directory(Path(out) / "checkpoints").load()
-    return step, {path: array for path, array in arrays.items() if path.startswith("state/")}
-
-
-def assert_equal_runs(a, b):
-    """The same final state, and the same bytes of log."""
-    (step_a, arrays_a), (step_b, arrays_b) = final_arrays(a), final_arrays(b)
-    assert step_a == step_b
-    assert same(arrays_a, arrays_b)
-    assert (Path(a) / "metrics.jsonl").read_bytes() == (Path(b) / "metrics.jsonl").read_bytes()
 
 
 def test_chunks_and_repeats_are_bitwise(folder):

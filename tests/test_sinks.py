@@ -7,7 +7,9 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from functrain.config import ConfigError
 from functrain.observe import Observe
@@ -51,14 +53,18 @@ class FakeWandbRun:
 def wandb(monkeypatch):
     """A module `wandb` with a server that keeps rows by run and step."""
     fake = types.ModuleType("wandb")
-    fake.server, fake.calls, fake.runs = {}, [], []
+    fake.server, fake.calls, fake.runs, fake.images = {}, [], [], []
+
+    def image(path):
+        fake.images.append(Path(path))
+        return Path(path).read_bytes()
 
     def init(entity=None, project=None, dir=None, id=None, name=None, config=None, resume=None, settings=None):
         fake.calls.append({"project": project, "dir": dir, "id": id, "name": name, "resume": resume})
         fake.runs.append(FakeWandbRun(fake.server, id or f"run{len(fake.calls)}", resume == "allow"))
         return fake.runs[-1]
 
-    fake.init = init
+    fake.init, fake.Image = init, image
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -81,7 +87,7 @@ class FakeMlflowClient:
     def create_run(self, experiment_id, start_time=None, tags=None, run_name=None):
         id = f"run{len(self._server.runs)}"
         self._server.runs[id] = types.SimpleNamespace(
-            experiment=experiment_id, name=run_name, status="RUNNING", points=[], params={}, requests=0
+            experiment=experiment_id, name=run_name, status="RUNNING", points=[], params={}, requests=0, artifacts=[]
         )
         return types.SimpleNamespace(info=types.SimpleNamespace(run_id=id))
 
@@ -100,6 +106,9 @@ class FakeMlflowClient:
             assert isinstance(param.value, str)
             assert len(param.value) <= 6000
             assert run.params.setdefault(param.key, param.value) == param.value
+
+    def log_artifact(self, run_id, local_path, artifact_path=None):
+        self._server.runs[run_id].artifacts.append((artifact_path, Path(local_path).name))
 
     def set_terminated(self, run_id, status=None, end_time=None):
         self._server.runs[run_id].status = status
@@ -127,6 +136,21 @@ def send(sink, steps):
             sink.scalars(step, "train", {NORM: 2.0 * step})
             sink.scalars(step, "validation", {"loss": 2 / step})
             sink.flush()
+
+
+def show(sink, folder, steps):
+    """A picture of each step."""
+    for step in steps:
+        sink.pictures(step, {"samples": picture(folder, step)})
+
+
+def picture(folder, step):
+    """A PNG of one pixel, where a run would draw it."""
+    path = folder / "figures" / f"step{step:08d}" / "samples.png"
+    if not path.exists():
+        path.parent.mkdir(parents=True)
+        imsave(path, np.full((1, 1, 3), step / 255))
+    return path
 
 
 def expected(steps):
@@ -219,6 +243,51 @@ def test_a_step_half_sent_is_completed(tmp_path, mlflow):
 # -- both -----------------------------------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize(("kind", "name"), [(WandB, "wandb"), (MLflow, "mlflow")])
+
+
+@BOTH
+def test_pictures_are_sent_once(kind, name, tmp_path, request):
+    """A run killed after step 6, resumed at 4, done at 8 and resumed there: each picture once, with its step."""
+    fake = request.getfixturevalue(name)
+    show(kind("digits", tmp_path, CONFIG), tmp_path, [2, 4, 6])  # and no close: a kill
+    sink = kind("digits", tmp_path, CONFIG, 4)
+    show(sink, tmp_path, [6])
+    sink.scalars(8, "validation", {"loss": 0.25})  # of the same step as a picture
+    show(sink, tmp_path, [8])
+    finish(sink)
+    show(kind("digits", tmp_path, CONFIG, 8), tmp_path, [8])
+    if name == "wandb":
+        assert fake.images == [picture(tmp_path, step) for step in (2, 4, 6, 8)]
+        shown = {step: row["samples"] for step, row in fake.server["run1"].items()}
+        assert shown == {step: picture(tmp_path, step).read_bytes() for step in (2, 4, 6, 8)}
+        assert not any(run.refused for run in fake.runs)
+    else:
+        shown = fake.runs["run0"].artifacts
+        assert shown == [(f"figures/samples/step{step:08d}", "samples.png") for step in (2, 4, 6, 8)]
+
+
+@BOTH
+def test_a_picture_that_fails_is_one_line(kind, name, tmp_path, request, monkeypatch, capsys):
+    """One warning and no more calls; the next process sends what did not arrive."""
+    fake = request.getfixturevalue(name)
+    sink = kind("digits", tmp_path, CONFIG)
+    calls = []
+
+    def full(*args):
+        calls.append(args)
+        raise OSError("no space left\nand a long story")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((fake, "Image") if name == "wandb" else (FakeMlflowClient, "log_artifact")), full)
+        show(sink, tmp_path, [2, 4])
+        send(sink, [5])
+        finish(sink)
+    assert len(calls) == 1
+    assert capsys.readouterr().err == (
+        f"functrain: warning: observe.{name}: OSError: no space left; training goes on without it\n"
+    )
+    show(kind("digits", tmp_path, CONFIG, 0), tmp_path, [2])
+    assert fake.images == [picture(tmp_path, 2)] if name == "wandb" else len(fake.runs["run0"].artifacts) == 1
 
 
 @BOTH
@@ -321,12 +390,15 @@ def test_the_real_wandb(tmp_path, monkeypatch):
     first.close()
     time.sleep(1.1)  # W&B names its folders by the second, and mixes up two of one id
     send(second := WandB("digits", tmp_path, CONFIG, 4), range(5, 9))
+    show(second, tmp_path, [8])
     finish(second)
     id = json.loads((tmp_path / "wandb" / "run.json").read_text())["id"]
     files = sorted(Path(tmp_path).glob("wandb/offline-run-*/*.wandb"))
     assert [file.name for file in files] == [f"run-{id}.wandb"] * 2
     assert all(b"validation/loss" in file.read_bytes() for file in files)
     assert b"best/loss" in files[-1].read_bytes()
+    (shown,) = Path(tmp_path).glob("wandb/offline-run-*/files/media/images/samples_8_*.png")
+    assert shown.read_bytes() == picture(tmp_path, 8).read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -339,9 +411,12 @@ def test_the_real_mlflow(tmp_path, monkeypatch):
     sink = MLflow("digits", tmp_path, CONFIG, 4)
     sink.scalars(5, "train", {"loss": 7.0})
     sink.scalars(8, "train", {"loss": math.nan})
+    show(sink, tmp_path, [8])
     finish(sink)
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    (shown,) = client.list_artifacts(run.info.run_id, "figures/samples/step00000008")
+    assert shown.path == "figures/samples/step00000008/samples.png"
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(m.step, m.value) for m in history[:7]] == [(s, 1 / s) for s in range(1, 8)]
     assert history[7].step == 8

@@ -5,6 +5,7 @@ from functrain.data.adapt import from_iterable, from_splits
 from functrain.data.bucketing import Bucketed
 from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, split_at_random
 from functrain.data.detection import Coco, Voc
+from functrain.data.domains import MnistDomains
 from functrain.data.feed import Augmented, InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
 from functrain.data.idx import Idx
 from functrain.data.images import ImageFolder
@@ -13,6 +14,7 @@ from functrain.data.mixture import Mixture
 from functrain.data.named import Known
 from functrain.data.order import order, shuffled
 from functrain.data.packed import PackedImages
+from functrain.data.pairs import MnistPairs
 from functrain.data.parallel import ParallelText
 from functrain.data.questions import Questions
 from functrain.data.random import Random
@@ -41,6 +43,8 @@ AnyData = kinds(
     ImageFolder,
     PackedImages,
     MnistScenes,
+    MnistPairs,
+    MnistDomains,
     Voc,
     Coco,
     SoundFiles,
@@ -73,6 +77,8 @@ __all__ = [
     "Memory",
     "Mixed",
     "Mixture",
+    "MnistDomains",
+    "MnistPairs",
     "MnistScenes",
     "Npz",
     "PackedImages",

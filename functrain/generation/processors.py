@@ -6,17 +6,14 @@ temperature, top_k, top_p and min_p.
 """
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax, tree_util
-from pydantic import Field
 
 from functrain import tree
-from functrain.config import Count, NonNegative, Positive, configclass, off
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from functrain.config import Count, NonNegative, Positive, Share, configclass, off
 
 
 @tree_util.register_pytree_node_class

@@ -6,6 +6,7 @@ from functrain.models.base import Model, Pure
 from functrain.models.bert import BERT
 from functrain.models.cnn import CNN
 from functrain.models.custom import CustomModel
+from functrain.models.cyclegan import CycleGAN
 from functrain.models.dcgan import DCGAN
 from functrain.models.deepspeech import DeepSpeech
 from functrain.models.detector import FCOS
@@ -51,6 +52,7 @@ AnyModel = kinds(
     WaveNet,
     VAE,
     DCGAN,
+    CycleGAN,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -71,6 +73,7 @@ __all__ = [
     "AnyModel",
     "CIFARResNet",
     "CustomModel",
+    "CycleGAN",
     "DeepSpeech",
     "FlaxModel",
     "HuggingFace",

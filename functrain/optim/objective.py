@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from functrain import tree
+from functrain.config import ConfigError
 from functrain.metrics import is_metric
 
 
@@ -21,12 +22,14 @@ class Objective(NamedTuple):
 
     value: params -> (f, (state, metrics)).
     gradient: params -> (gradients, f, (state, metrics)); gradients and f in at least float32, unscaled.
+    parts: params -> ({name: gradients}, {name: f}, (state, metrics)), of each of several means by itself.
 
     To the loss's metrics its means are added, as `loss`, or by their names where there are several.
     """
 
     value: Callable[[Any], Any]
     gradient: Callable[[Any], Any]
+    parts: Callable[[Any], Any]
 
 
 def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Objective:
@@ -65,12 +68,13 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
 
         return jax.tree.map(lax.stop_gradient, over_batches(f, params)[0])
 
+    def share(mean, count):
+        """A mean's sum over the whole batch's count; an empty batch has loss 0, not nan."""
+        return mean.total / jnp.maximum(count, jnp.finfo(count.dtype).tiny)
+
     def total(means, n):
-        """The loss as a number: each mean's sum over its count n; an empty batch has loss 0, not nan."""
-        return sum(
-            mean.total / jnp.maximum(count, jnp.finfo(count.dtype).tiny)
-            for mean, count in zip(jax.tree.leaves(means, is_leaf=is_metric), jax.tree.leaves(n), strict=True)
-        )
+        """The loss as a number."""
+        return sum(map(share, jax.tree.leaves(means, is_leaf=is_metric), jax.tree.leaves(n)))
 
     def named(means):
         """The loss as a metric: its own sum and count, so that steps of few examples weigh less in a mean of steps."""
@@ -103,4 +107,26 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
             gradients = tree.scale(1 / scale, gradients)
         return gradients, f_value, (new_state, metrics)
 
-    return Objective(value, gradient)
+    def parts(params):
+        n = counts(params)
+        if not isinstance(n, dict):
+            raise ConfigError("estimator.kind: it weighs several losses; this task has one")
+
+        def f(params, state, batch, key):
+            def scalars(params):
+                means, new_state, metrics = loss(params, state, batch, key=key)
+                values = {name: share(mean, n[name]) for name, mean in means.items()}
+                scaled = values if scale is None else tree.scale(scale, values)
+                return scaled, (values, new_state, metrics | named(means))
+
+            scaled, pull, (values, new_state, metrics) = jax.vjp(scalars, params, has_aux=True)
+            one, zero = jax.tree.map(jnp.ones_like, scaled), jax.tree.map(jnp.zeros_like, scaled)
+            gradients = {name: jax.tree.map(tree.wide, pull(zero | {name: one[name]})[0]) for name in scaled}
+            return (gradients, values, metrics), new_state
+
+        (gradients, values, metrics), new_state = over_batches(f, params)
+        if scale is not None:
+            gradients = tree.scale(1 / scale, gradients)
+        return gradients, values, (new_state, metrics)
+
+    return Objective(value, gradient, parts)

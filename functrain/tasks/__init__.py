@@ -6,10 +6,13 @@ from functrain.tasks.binary import Binary, Multilabel
 from functrain.tasks.classification import Classification
 from functrain.tasks.ctc import CTC
 from functrain.tasks.custom import CustomTask
+from functrain.tasks.cyclegan import CycleTranslation
 from functrain.tasks.detection import Detection
+from functrain.tasks.distillation import Distillation
 from functrain.tasks.embedding import Embedding
 from functrain.tasks.gan import GAN
 from functrain.tasks.language import Language
+from functrain.tasks.many import ManyTasks
 from functrain.tasks.masked import MaskedLanguage
 from functrain.tasks.regression import Regression
 from functrain.tasks.robust import Robust
@@ -36,6 +39,9 @@ AnyTask = kinds(
     Waveform,
     Variational,
     GAN,
+    CycleTranslation,
+    Distillation,
+    ManyTasks,
     CustomTask,
 )
 """[task]: every task a config can name."""
@@ -47,9 +53,12 @@ __all__ = [
     "Binary",
     "Classification",
     "CustomTask",
+    "CycleTranslation",
     "Detection",
+    "Distillation",
     "Embedding",
     "Language",
+    "ManyTasks",
     "MaskedLanguage",
     "Multilabel",
     "OneLoss",

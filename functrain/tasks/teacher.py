@@ -18,7 +18,7 @@ class Teacher:
     """A trained model that is asked and never changes.
 
     It is no player: its parameters and state lie in the train state, under `state`, where a run keeps them once. What
-    its data were normalised by comes with it: it is given inputs as a source scales them.
+    its data were normalised by comes with it, so that it reads the task's inputs, however those are normalised.
     """
 
     run: Text
@@ -33,6 +33,10 @@ class Teacher:
     """What is subtracted from its inputs; taken from the run."""
     spread: tuple[float, ...] = ()
     """What they are divided by; taken from the run."""
+    data_centre: tuple[float, ...] = ()
+    """What was subtracted from the inputs that it is given here; taken from the data."""
+    data_spread: tuple[float, ...] = ()
+    """What those were divided by; taken from the data."""
 
     def init(self, key: jax.Array) -> dict[str, Any]:
         """{"params", "state"} as drawn, which the run's own arrays replace."""
@@ -40,20 +44,25 @@ class Teacher:
         return {"params": params, "state": state}
 
     def apply(self, held: dict[str, Any], x: jax.Array) -> jax.Array:
-        """Inputs [n, ...] in units of the data -> the model's outputs, in at least float32; no gradient into it."""
+        """The task's inputs [n, ...] -> the model's outputs, in at least float32; no gradient into the model."""
         held = jax.lax.stop_gradient(held)
         return tree.wide(self._model.apply(held["params"], held["state"], self.normalised(x), train=False)[0])
 
     def features(self, held: dict[str, Any], x: jax.Array) -> jax.Array:
-        """Inputs [n, ...] in units of the data -> what the model's last layer is given, [n, features]."""
+        """The task's inputs [n, ...] -> what the model's last layer is given, [n, features]."""
         held = jax.lax.stop_gradient(held)
         return tree.wide(self._model.features(held["params"], held["state"], self.normalised(x), train=False)[0])
 
     def normalised(self, x: jax.Array) -> jax.Array:
-        """Inputs in units of the data as the model reads them."""
-        if not self.spread:
+        """The task's inputs as the model reads them: by what its own data were normalised by, not the task's."""
+        if (self.centre, self.spread) == (self.data_centre, self.data_spread):
             return x
-        return (x - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
+        x = tree.wide(x)
+        if self.data_spread:
+            x = x * jnp.asarray(self.data_spread, x.dtype) + jnp.asarray(self.data_centre, x.dtype)
+        if self.spread:
+            x = (x - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.spread, x.dtype)
+        return x
 
     def check_features(self, where: str) -> None:
         """Raises a ConfigError where the model does not say what its last layer is given."""

@@ -106,11 +106,11 @@ class Variational(OneLoss):
         return 0.5 * ((x - decoded) / self.deviation) ** 2 + jnp.log(self.deviation * math.sqrt(2 * math.pi))
 
     def _seen(self, decoded):
-        """What is decoded, in units of the data."""
+        """What is decoded, as the model's inputs are."""
         return jax.nn.sigmoid(decoded) if self.likelihood == "bernoulli" else decoded
 
     def outputs_of(self, train_state, x) -> dict[str, Any]:
-        """`mean` and `log_variance` [n, latent], and `decoded` [n, ...] of the mean in the data's units."""
+        """`mean` and `log_variance` [n, latent], and `decoded` [n, ...] of the mean, as inputs are."""
         outputs = super().outputs_of(train_state, x)
         return outputs | {"decoded": self._seen(outputs["decoded"]).reshape(x.shape)}
 
@@ -137,16 +137,19 @@ class Variational(OneLoss):
         weights = self.learner.weights(train_state.players["model"])
         decoded = self._seen(self.learner.precision(decode)(weights, train_state.state, {"z": z}, key=None))
         decoded = decoded.reshape(len(z), *batch["x"].shape[1:])
-        return outputs | {"samples": decoded[:_SAMPLES], "plane": decoded[_SAMPLES:], "axes": axes}
+        pictures = {"x": batch["x"], "samples": decoded[:_SAMPLES], "plane": decoded[_SAMPLES:]}
+        return outputs | pictures | {"axes": axes}
 
     def draw(self, outputs, batch, folder: Path, names: tuple[str, ...]) -> list[Path]:
         """latent.png; of images also reconstructions.png, samples.png and plane.png."""
         paths = [folder / "latent.png"]
         latent_picture(outputs["mean"][:, outputs["axes"]], batch.get("y"), names, outputs["axes"], paths[0])
-        x = batch["x"]
+        x = outputs["x"]  # as the model reads it, which is also what it decodes
         if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[-1] not in (1, 3)):
             return paths
-        pairs = np.stack([x[:_SHOWN], outputs["decoded"][:_SHOWN]], 1).reshape(-1, *x.shape[1:])
+        low, high = (0, 1) if self.likelihood == "bernoulli" else (x.min(), x.max())
+        outputs = {name: (outputs[name] - low) / (high - low) for name in ("x", "decoded", "samples", "plane")}
+        pairs = np.stack([outputs["x"][:_SHOWN], outputs["decoded"][:_SHOWN]], 1).reshape(-1, *x.shape[1:])
         for name, images, columns in (
             ("reconstructions", pairs, 8),  # each beside what became of it
             ("samples", outputs["samples"], 8),
