@@ -22,6 +22,7 @@ from functrain.augment import AnyAugment
 from functrain.autodiff import AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, parse
 from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
+from functrain.data.base import reader
 from functrain.metrics import read, scalar_names, scalars
 from functrain.models import AnyModel, HuggingFace, LoRA
 from functrain.observe import Observe, flops
@@ -250,7 +251,7 @@ def _with_units_of_data(config: Experiment) -> Experiment:
 
 def _units(data: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What inputs are normalised by: (what is subtracted, what they are divided by), empty where nothing is."""
-    source = getattr(data, "source", data)
+    source = reader(data)
     return getattr(source, "centre", ()), getattr(source, "spread", ())
 
 
@@ -264,7 +265,7 @@ def _settings_of(run: str, key: str) -> Experiment:
 
 def _check_units(config: Experiment) -> None:
     """Raises a ConfigError where a task needs inputs in their own units, and the source normalises them."""
-    normalise = getattr(getattr(config.data, "source", config.data), "normalise", "none")
+    normalise = getattr(reader(config.data), "normalise", "none")
     if getattr(config.task, "in_units", False) and normalise != "none":
         raise ConfigError(f'data.normalise: found {normalise!r}; task.kind = {config.task.kind!r} needs "none"')
 

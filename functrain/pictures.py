@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from functrain.data.base import reader
 from functrain.experiment import Built
 from functrain.tasks.base import beside
 
@@ -30,7 +31,7 @@ def drawer(built: Built, split: str | None) -> Callable[[Any, Path], list[Path]]
     feed = dataclasses.replace(feed, size=min(count, len(jax.tree.leaves(feed.arrays)[0])))
     # Pictures have the colours of the data: x as the source scales it, not as the model reads it.
     scaled = dataclasses.replace(feed, prepare=data.scaled)
-    names = tuple(getattr(getattr(data, "source", data), "class_names", ()))
+    names = tuple(getattr(reader(data), "class_names", ()))
 
     @jax.jit
     def drawn(train_state, arrays, i):

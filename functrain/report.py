@@ -16,6 +16,7 @@ from functrain.augment import AnyAugment, preview
 from functrain.autodiff import AnyEstimator
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
+from functrain.data.base import reader
 from functrain.experiment import Built, compile, overfit
 from functrain.finder import Found
 from functrain.layers import activations, initializers
@@ -81,7 +82,7 @@ def inspect(
     show_before(console, built)
     if start is not None:
         console.print(start_table(start))
-    source = getattr(built.config.data, "source", built.config.data)  # of a known set, what reads it
+    source = reader(built.config.data)  # of a known set, what reads it
     if describe := getattr(source, "describe", None):
         console.print(fact_table(describe()))
     compiled = compile(built)

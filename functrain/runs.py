@@ -44,6 +44,7 @@ from functrain.pictures import drawer
 from functrain.precision import dtype_of
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
+from functrain.train.evaluate import make_ensemble
 from functrain.train.loop import Best, Seconds, run
 from functrain.train.members import pooled
 from functrain.train.stop import EXIT_STATUS, Stop
@@ -302,6 +303,11 @@ def _finish(
     if len(members) > 1 and metrics is not None and test is not None:
         each = (_finite(scalars(read(member))) for member in metrics)
         result["members"] = [{"seed": settings.train.seed + i} | numbers for i, numbers in enumerate(each)]
+    ensemble = {}
+    if len(members) > 1 and shown and hasattr(built.task, "averaged"):
+        together = make_ensemble(built.task, built.feeds[shown], built.place, built.replicated)
+        ensemble = read(together(tuple(compiled.program.members(train_state))))
+        result["ensemble"] = {"step": chosen, "split": shown} | _finite(scalars(ensemble))
     _write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     drawn = []
     if settings.observe.figures:
@@ -310,6 +316,8 @@ def _finish(
         figures.curves({out.name: lines}, drawn[0])
         if shown:
             drawn += figures.draw(read(pooled(metrics)), folder, f"{shown}, step {chosen}")
+            named = {f"ensemble_{name}": metric for name, metric in ensemble.items()}
+            drawn += figures.draw(named, folder, f"{shown}, step {chosen}, all members as one")
         if (draw := drawer(built, shown)) is not None:
             drawn += draw(compiled.program.members(train_state)[0], folder)
     return result, _named(drawn)

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 
 from functrain import tree
 from functrain.config import LARGEST, ConfigError
+from functrain.data.base import reader
 from functrain.data.dataset import read_text
 from functrain.generation import DRAW, Sampling, beam_search, left_padded, stream, windowed
 from functrain.models.lora import plain
@@ -111,7 +112,7 @@ class Writer:
         config = model.config
         if config.task.kind != "language":
             raise ConfigError(f"{name}: task.kind = {config.task.kind!r} goes on from no text; expected 'language'")
-        data: Any = getattr(config.data, "source", config.data)
+        data: Any = reader(config.data)
         if not hasattr(data, "encode"):
             raise ConfigError(f"{name}: data.kind = {data.kind!r} does not say what text its tokens are")
         self.data, self.block = data, data.block

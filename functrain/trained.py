@@ -21,7 +21,7 @@ from functrain.metrics import read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
 from functrain.tasks.base import beside
-from functrain.train.evaluate import make_evaluate
+from functrain.train.evaluate import make_ensemble, make_evaluate
 from functrain.train.members import summary
 
 
@@ -99,7 +99,8 @@ def _members(out: Path, step: int | None) -> list[Trained]:
 
 
 def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[str, Any]:
-    """A run's metrics on a split: {"step", "split", metrics by name}; of several seeds, mean and deviation.
+    """A run's metrics on a split: {"step", "split", metrics by name}; of several seeds, mean and deviation,
+    and under "ensemble" those of all members as one.
 
     Raises:
       ConfigError: no run, or its data has no such split.
@@ -114,8 +115,16 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     metrics_of = make_evaluate(built.task, feed, built.place, built.replicated)
     metrics = [metrics_of(replicate(one.train_state, built.mesh)) for one in trained]
     values = summary(metrics) if len(metrics) > 1 else scalars(read(metrics[0]))
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    return {"step": trained[0].step, "split": split} | finite
+    found = {"step": trained[0].step, "split": split} | _finite(values)
+    if len(trained) > 1 and hasattr(built.task, "averaged"):
+        together = make_ensemble(built.task, feed, built.place, built.replicated)
+        states = tuple(replicate(one.train_state, built.mesh) for one in trained)
+        found["ensemble"] = _finite(scalars(read(together(states))))
+    return found
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:

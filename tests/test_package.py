@@ -222,8 +222,12 @@ SMALLER = {
     "mnist_cyclegan": ["data.limit=16", "data.batch_size=4", "model.width=4", "model.judge_width=4"],
     "mnist_dcgan": ["model.width=4", "data.batch_size=16"],
     "mnist_distilled": ["model.hidden=[8]", "data.batch_size=16"],
+    "mnist_fixmatch": ["data.labels=10", "data.batch_size=16", "model.channels=[4, 4]", "model.hidden=[8]"],
+    "mnist_mae": ["data.batch_size=16", "model.encoder.width=8", "model.decoder_width=8"],
     "mnist_robust": ["task.evaluate_steps=2"],
     "mnist_scenes_unet": ["data.train=64", "data.validation=16", "data.test=16", "model.width=4"],
+    "mnist_simclr": ["data.batch_size=16"],
+    "mnist_simclr_probe": ["data.labels=10", "data.batch_size=4"],
     "mnist_trades": ["task.evaluate_steps=2"],
     "multi30k_transformer": [*CAPTIONS, "model.hidden=32"],
     "multi30k_transformer_cpu": CAPTIONS,
@@ -259,9 +263,11 @@ def test_every_config_takes_two_steps(path, tmp_path_factory, monkeypatch, quick
     settings = config.parse(
         Experiment, config.override(config.read(path), ["observe.tensorboard=false", *SMALLER.get(path.stem, [])])
     )
-    for teacher in teachers(settings.task).values():
-        other = ROOT / "configs" / f"{Path(teacher.run).name}.toml"
-        assert main(["train", str(other), "--out", teacher.run, "train.epochs=0.001", "observe.tensorboard=false"]) == 0
+    others = [teacher.run for teacher in teachers(settings.task).values()]
+    for run_before in others + ([settings.start.run] if settings.start and settings.start.run else []):
+        other = ROOT / "configs" / f"{Path(run_before).name}.toml"
+        short = ["train.epochs=0.001", "observe.tensorboard=false", *SMALLER.get(other.stem, [])]
+        assert main(["train", str(other), "--out", run_before, *short]) == 0
     steps = config.parse(Experiment, config.Source(_with_steps(config.to_data(settings), 2)))
     built = build(steps)
     compiled = compile(built)

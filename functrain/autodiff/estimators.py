@@ -124,8 +124,8 @@ def min_norm_weights(products: jax.Array) -> jax.Array:
     none below 0, the shortest (Wolfe 1976 comes to it one vector at a time). Where vectors coincide, one of the
     solutions.
 
-    >>> min_norm_weights(jnp.array([[1.0, 0.0], [0.0, 3.0]])).round(3).tolist()
-    [0.75, 0.25]
+    >>> min_norm_weights(jnp.array([[1.0, 0.0], [0.0, 1.0]])).round(3).tolist()
+    [0.5, 0.5]
     """
     n = len(products)
     if n > _MOST_LOSSES:

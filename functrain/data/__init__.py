@@ -7,6 +7,7 @@ from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, spl
 from functrain.data.detection import Coco, Voc
 from functrain.data.domains import MnistDomains
 from functrain.data.feed import Augmented, InOrder, Memory, Mixed, Stream, Whole, Windows, blocks
+from functrain.data.few_labels import FewLabels
 from functrain.data.idx import Idx
 from functrain.data.images import ImageFolder
 from functrain.data.instructions import Instructions, PythonDocstrings
@@ -45,6 +46,7 @@ AnyData = kinds(
     MnistScenes,
     MnistPairs,
     MnistDomains,
+    FewLabels,
     Voc,
     Coco,
     SoundFiles,

@@ -62,6 +62,13 @@ class Source(ABC):
         return Memory(arrays, self.batch_size, seed, self.prepare)
 
 
+def reader(source: Any) -> Any:
+    """The source that reads the files, of one that stands for it (a name, few labels); a mixture is its own."""
+    while hasattr(source, "source"):
+        source = source.source
+    return source
+
+
 @configclass
 class Split(Source):
     """A source whose examples are split at random where the files do not say how."""

@@ -16,6 +16,7 @@ from functrain.models.huggingface import HuggingFace
 from functrain.models.lenet import LeNet
 from functrain.models.llama import Llama
 from functrain.models.lora import LoRA
+from functrain.models.mae import MAE
 from functrain.models.mlp import MLP
 from functrain.models.nin import NIN
 from functrain.models.recurrent import Recurrent
@@ -53,6 +54,7 @@ AnyModel = kinds(
     VAE,
     DCGAN,
     CycleGAN,
+    MAE,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -65,6 +67,7 @@ __all__ = [
     "DCGAN",
     "FCOS",
     "GPT",
+    "MAE",
     "MLP",
     "NIN",
     "VAE",

@@ -114,18 +114,34 @@ class ViT:
         Raises:
           ValueError: images of another size than the positions are for.
         """
+        h = self.encode(params, self.patches(params, x), key=key, train=train)
+        h = layer_norm.apply(params["norm"], h[:, 0], epsilon=_EPSILON)
+        return linear.apply(params["head"], h), state
+
+    def patches(self, params, x) -> jax.Array:
+        """Images -> their patches with their positions [batch, places, width].
+
+        Raises:
+          ValueError: images of another size than the positions are for.
+        """
         if x.shape[1:3] != self.inputs[:2]:
             raise ValueError(f"images of {x.shape[1:3]}; the model has positions for {self.inputs[:2]}")
+        patches = conv.apply(params["patches"], x.reshape(*x.shape[:3], -1), stride=self.patch, padding="valid")
+        return patches.reshape(x.shape[0], -1, self.width) + params["positions"][:, 1:]
+
+    def encode(self, params, patches, *, key=None, train=False) -> jax.Array:
+        """Patches [batch, places, width], all or some -> features [batch, 1 + places, width] before the last norm.
+
+        The first are those of the class token.
+        """
         draws = 4 * self.layers + 1
         drawn = iter([None] * draws if key is None else jax.random.split(key, draws))
 
         def drop(h):
             return dropout.apply(h, self.dropout, key=next(drawn), train=train)
 
-        patches = conv.apply(params["patches"], x.reshape(*x.shape[:3], -1), stride=self.patch, padding="valid")
-        patches = patches.reshape(x.shape[0], -1, self.width)
-        token = jnp.broadcast_to(params["class_token"], (x.shape[0], 1, self.width))
-        h = drop(jnp.concatenate([token, patches], 1) + params["positions"])
+        token = params["class_token"] + params["positions"][:, :1]
+        h = drop(jnp.concatenate([jnp.broadcast_to(token, (len(patches), 1, self.width)), patches], 1))
         for i in range(self.layers):
             block = params[f"block{i}"]
             normed = layer_norm.apply(block["norm1"], h, epsilon=_EPSILON)
@@ -133,8 +149,7 @@ class ViT:
             up = linear.apply(block["feed_forward"]["up"], layer_norm.apply(block["norm2"], h, epsilon=_EPSILON))
             up = drop(activations.by_name("gelu")(up))
             h = h + drop(linear.apply(block["feed_forward"]["down"], up))
-        h = layer_norm.apply(params["norm"], h[:, 0], epsilon=_EPSILON)
-        return linear.apply(params["head"], h), state
+        return h
 
     def torchvision_names(self) -> dict[str, str]:
         """Our path -> the name in the state dict of torchvision's VisionTransformer."""

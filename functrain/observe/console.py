@@ -139,16 +139,16 @@ class ProgressLine:
 
 
 def result_table(result: dict[str, Any]) -> Table:
-    """Metrics of the last and the best step and of the test, side by side."""
-    columns = {name: result[name] for name in ("final", "best", "test") if result.get(name)}
+    """Metrics of the last and the best step and of the test, side by side; and of several members as one."""
+    columns = {name: result[name] for name in ("final", "best", "test", "ensemble") if result.get(name)}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for name, found in columns.items():
-        where = {"final": "validation, last step", "best": "validation, best step", "test": "test"}[name]
+        where = {"final": "validation, last step", "best": "validation, best step"}.get(name, name)
         table.add_column(f"{where} ({found['step']})", justify="right")
     names: list[str] = []
     for found in columns.values():
-        names += [n for n in found if n != "step" and n not in names and not n.endswith("_deviation")]
+        names += [n for n in found if n not in ("step", "split", *names) and not n.endswith("_deviation")]
     for name in names:
         cells = [(found.get(name), found.get(f"{name}_deviation")) for found in columns.values()]
         table.add_row(name.replace("_", " "), *map(_cell, cells))

@@ -14,7 +14,7 @@ from flax import struct
 from functrain import tree
 from functrain.config import Positive, Size, configclass, kinds
 
-EXACT = ("y", "mask", "weight", "share", "boxes", "scale")
+EXACT = ("y", "mask", "weight", "share", "boxes", "scale", "target")
 """Entries of a batch that no policy casts: targets, masks, weights, and what is in pixels."""
 
 

@@ -10,13 +10,16 @@ from functrain.tasks.cyclegan import CycleTranslation
 from functrain.tasks.detection import Detection
 from functrain.tasks.distillation import Distillation
 from functrain.tasks.embedding import Embedding
+from functrain.tasks.fixmatch import FixMatch
 from functrain.tasks.gan import GAN
 from functrain.tasks.language import Language
 from functrain.tasks.many import ManyTasks
 from functrain.tasks.masked import MaskedLanguage
+from functrain.tasks.masked_autoencoder import MaskedAutoencoder
 from functrain.tasks.regression import Regression
 from functrain.tasks.robust import Robust
 from functrain.tasks.segmentation import Segmentation
+from functrain.tasks.simclr import SimCLR
 from functrain.tasks.span import Span
 from functrain.tasks.translation import Translation
 from functrain.tasks.variational import Variational
@@ -42,6 +45,9 @@ AnyTask = kinds(
     CycleTranslation,
     Distillation,
     ManyTasks,
+    FixMatch,
+    SimCLR,
+    MaskedAutoencoder,
     CustomTask,
 )
 """[task]: every task a config can name."""
@@ -57,14 +63,17 @@ __all__ = [
     "Detection",
     "Distillation",
     "Embedding",
+    "FixMatch",
     "Language",
     "ManyTasks",
+    "MaskedAutoencoder",
     "MaskedLanguage",
     "Multilabel",
     "OneLoss",
     "Regression",
     "Robust",
     "Segmentation",
+    "SimCLR",
     "Span",
     "Translation",
     "Variational",

@@ -18,6 +18,7 @@ The config of a task has two methods more, by which an experiment puts it togeth
     sized(dataset)             -> the config with what the data says (how many classes), where the task keeps that
     draw(outputs, batch, folder, names) -> paths of pictures of what the model makes of `examples_drawn` examples (16);
                                   outputs are those of `drawn(train_state, batch)`, or without it of `outputs_of`
+    averaged(outputs)          -> the outputs of several members of a run as those of one, for an ensemble
     readable(row)              -> what `functrain predict` prints of one example's prediction, in place of its numbers
 """
 

@@ -1,8 +1,10 @@
 """Yes or no: one question an example (binary), or several (multilabel)."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functrain import losses
@@ -35,6 +37,12 @@ class _YesOrNo(OneLoss):
         if not train and int(np.prod(targets.shape[1:])) <= _MOST_SCORED:
             metrics["scores"] = scores_of(logits, targets, mask)
         return self._criterion(logits, targets, losses.weighted(mask, batch.get("weight"))), metrics
+
+    def averaged(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """The mean of several models' probabilities, as logits."""
+        logits = jnp.stack(list(outputs))
+        yes, no = (jax.nn.logsumexp(jax.nn.log_sigmoid(sign * logits), 0) for sign in (1, -1))
+        return yes - no
 
     def _criterion(self, logits, targets, mask):
         if self.criterion == "focal":

@@ -1,5 +1,7 @@
 """Classification: each example belongs to one of the classes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -84,6 +86,11 @@ class Classification(OneLoss):
         if self.criterion == "hinge":
             return losses.hinge(logits, labels, **given)
         return losses.cross_entropy(logits, labels, smoothing=self.label_smoothing if train else 0.0, **given)
+
+    def averaged(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """The mean of several models' probabilities, as logits: their logarithms (Lakshminarayanan et al. 2017)."""
+        logs = jnp.stack([jax.nn.log_softmax(logits) for logits in outputs])
+        return jax.nn.logsumexp(logs, 0) - math.log(len(logs))
 
     def predict(self, outputs) -> dict[str, Any]:
         """`class` [n] and `probability` [n] of it, from logits [n, classes]."""

@@ -1,7 +1,10 @@
 """Regression: each example has a number, or several."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functrain import losses
@@ -50,6 +53,10 @@ class Regression(OneLoss):
             return losses.huber(predictions, targets, mask=mask, delta=self.delta)
         loss = losses.absolute_error if self.criterion == "absolute_error" else losses.squared_error
         return loss(predictions, targets, mask=mask)
+
+    def averaged(self, outputs: Sequence[jax.Array]) -> jax.Array:
+        """The mean of several models' predictions."""
+        return jnp.stack(list(outputs)).mean(0)
 
     def predict(self, outputs) -> dict[str, Any]:
         """`prediction` [n, targets]."""

@@ -71,15 +71,18 @@ class Variational(OneLoss):
     def update(self, train_state, batch, *, key):
         """One step of the learner, with noise in the batch."""
         noise_key, key = jax.random.split(key)
-        return super().update(train_state, batch | {"noise": self._noise(len(batch["x"]), noise_key)}, key=key)
+        return super().update(train_state, self._with_noise(batch, noise_key), key=key)
 
     def evaluate(self, train_state, batch, *, key):
         """The mean bound over `samples` draws."""
         found = []
         for k in jax.random.split(key, self.samples):
-            noise = self._noise(len(batch["x"]), k)
-            found.append(super().evaluate(train_state, batch | {"noise": noise}, key=k))
+            found.append(super().evaluate(train_state, self._with_noise(batch, k), key=k))
         return jax.tree.map(lambda *totals: sum(totals) / self.samples, *found)
+
+    def _with_noise(self, batch, key):
+        """The batch with its noise, and with x once more, which no precision rounds, to be compared with."""
+        return batch | {"noise": self._noise(len(batch["x"]), key), "target": batch["x"]}
 
     def _noise(self, n, key):
         return jax.random.normal(key, (n, self.model.latent))
@@ -93,7 +96,8 @@ class Variational(OneLoss):
     def loss(self, outputs, batch, *, train):
         """The bound from the model's outputs."""
         mask = losses.weighted(batch.get("mask"), batch.get("weight"))
-        x = tree.wide(batch["x"].reshape(len(batch["x"]), -1))
+        x = batch.get("target", batch["x"])
+        x = tree.wide(x.reshape(len(x), -1))
         reconstruction = mean_of(self._unlikely(outputs["decoded"], x).sum(-1), mask)
         kl = losses.normal_kl(outputs["mean"], outputs["log_variance"], mask=mask)
         metrics = {"reconstruction": reconstruction, "kl": kl, "negative_elbo": Total((reconstruction, kl))}

@@ -10,6 +10,7 @@ from functrain import tree
 from functrain.config import Count, Size, configclass
 from functrain.data.feed import InOrder, as_is
 from functrain.metrics import Rows, join
+from functrain.tasks.base import beside
 from functrain.train import hyper as live
 
 
@@ -37,9 +38,37 @@ def make_evaluate(
     place, sharding: cuts a batch over devices, and where what the host sends lies.
     """
 
-    def batch_metrics(train_state, arrays, i):
+    def measure(train_state, batch, i):
         key = jax.random.fold_in(train_state.key, i)
-        metrics = live.bind(task, train_state.hyper).evaluate(train_state, place(feed.batch(arrays, i)), key=key)
+        return live.bind(task, train_state.hyper).evaluate(train_state, batch, key=key)
+
+    return over_feed(measure, feed, place, sharding)
+
+
+def make_ensemble(
+    task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None
+) -> Callable[[Any], dict[str, Any]]:
+    """`evaluate(train states) -> metrics` of several members as one: their predictions are averaged, then scored.
+
+    task: one with `averaged(outputs of each member) -> outputs` beside `outputs_of` and `loss`.
+    """
+
+    def measure(train_states, batch, i):
+        inputs = batch["x"], beside(task, batch)
+        outputs = [live.bind(task, one.hyper).outputs_of(one, inputs[0], **inputs[1]) for one in train_states]
+        means, metrics = task.loss(task.averaged(outputs), batch, train=False)
+        return metrics | {"loss": means}
+
+    return over_feed(measure, feed, place, sharding)
+
+
+def over_feed(
+    measure: Callable[[Any, Any, Any], dict[str, Any]], feed: InOrder, place: Callable[[Any], Any], sharding: Any
+) -> Callable[[Any], dict[str, Any]]:
+    """`f(train_state) -> metrics`: the sum of `measure(train_state, batch, i)` over every batch of a feed."""
+
+    def batch_metrics(train_state, arrays, i):
+        metrics = measure(train_state, place(feed.batch(arrays, i)), i)
         rows = {name: metric for name, metric in metrics.items() if isinstance(metric, Rows)}
         return {name: metric for name, metric in metrics.items() if name not in rows}, rows
 
