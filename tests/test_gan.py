@@ -186,7 +186,7 @@ def test_a_teacher_is_given_what_it_learned_from(folder):
     np.testing.assert_allclose(features @ last["kernel"] + last["bias"], judge(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("float64", "quick")
 def test_accumulated_is_whole():
     """A discriminator without batch norm learns the same from micro-batches; with it, another thing."""
 
@@ -195,7 +195,7 @@ def test_accumulated_is_whole():
         model = DCGAN(latent=3, width=2, norm=norm, inputs=(16, 16))
         parts = {"model": model, "generator_learner": Learner(), "discriminator_learner": learner}
         task = dataclasses.replace(GAN(gradient_penalty=1.0), **parts)
-        train_state = state.init(task, jax.random.key(0))
+        train_state = jax.jit(lambda: state.init(task, jax.random.key(0)))()
         batch = {"x": jnp.asarray(1 / (1 + np.exp(-draw(0, 8, 16, 16))))}
         new, _ = jax.jit(task.update)(train_state, batch, key=jax.random.key(1))
         before, after = (s.players["discriminator"].params for s in (train_state, new))
@@ -207,21 +207,21 @@ def test_accumulated_is_whole():
     assert np.abs(learned("batch", 4) - learned("batch", 1)).max() > 1e-6
 
 
+@pytest.mark.usefixtures("quick")
 def test_statistics_are_moved_by_their_own_loss():
     """With a generator that does not learn, its statistics move once a step; the discriminator's twice."""
     model = DCGAN(latent=3, width=2, inputs=(16, 16), norm="batch")
     frozen = Learner(optimizer=SGD(peak_lr=1e-20))
     task = dataclasses.replace(GAN(), model=model, generator_learner=frozen, discriminator_learner=frozen)
-    train_state = state.init(task, jax.random.key(0))
+    train_state = jax.jit(lambda: state.init(task, jax.random.key(0)))()
     x = jnp.asarray(draw(1, 6, 16, 16), jnp.float32) * 0.1 + 0.5
     new, _ = jax.jit(task.update)(train_state, {"x": x}, key=jax.random.key(1))
     z = jax.random.normal(jax.random.split(jax.random.key(1), 4)[0], (6, 3))
-    made, generator = model.generator.apply(
-        train_state.players["generator"].params, train_state.state["generator"], z, train=True
-    )
+    generate, judge = (jax.jit(part.apply, static_argnames="train") for part in (model.generator, model.discriminator))
+    made, generator = generate(train_state.players["generator"].params, train_state.state["generator"], z, train=True)
     params, discriminator = train_state.players["discriminator"].params, train_state.state["discriminator"]
     for images in (2 * x - 1, made):
-        _, discriminator = model.discriminator.apply(params, discriminator, images, train=True)
+        _, discriminator = judge(params, discriminator, images, train=True)
     for name, expected in (("generator", generator), ("discriminator", discriminator)):
         assert expected
         for path, leaf in tree.by_path(expected).items():

@@ -23,8 +23,8 @@ class BERT:
     BERT-base has 12 layers, 12 heads, width 768; BERT-large 24, 16 and 1024; both 512 positions and 30,522 tokens.
 
     >>> model = BERT(inputs=(16,), outputs=50, layers=2, heads=2, width=8)
-    >>> params, state = model.init(jax.random.key(0))
-    >>> model.apply(params, state, jnp.ones((3, 16), int))[0].shape
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
+    >>> jax.eval_shape(model.apply, params, state, jnp.ones((3, 16), int))[0].shape
     (3, 16, 50)
     """
 

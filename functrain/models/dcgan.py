@@ -25,7 +25,7 @@ class DCGAN:
 
     >>> model = DCGAN(inputs=(64, 64, 3))
     >>> for part in (model.generator, model.discriminator):
-    ...     params, state = part.init(jax.random.key(0))
+    ...     params, state = jax.eval_shape(part.init, jax.random.key(0))   # or part.init(key): the arrays themselves
     ...     print(f"{sum(p.size for p in jax.tree.leaves(params)):,}")
     3,576,704
     2,765,568

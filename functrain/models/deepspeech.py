@@ -20,8 +20,8 @@ class DeepSpeech:
     The paper's has channels (32, 32, 96), kernels of 41, 21 and 21 bins by 11 frames, and 5 or 7 layers of width 1760.
 
     >>> model = DeepSpeech(inputs=(20, 8), outputs=11, channels=(4,), kernels=((5, 3),), strides=((2, 2),), width=6)
-    >>> params, state = model.init(jax.random.key(0))
-    >>> model.apply(params, state, jnp.zeros((3, 20, 8)), length=jnp.array([20, 9, 1]))[0].shape
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
+    >>> jax.eval_shape(model.apply, params, state, jnp.zeros((3, 20, 8)), length=jnp.array([20, 9, 1]))[0].shape
     (3, 10, 11)
     """
 

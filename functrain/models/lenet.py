@@ -17,7 +17,7 @@ class LeNet:
     everywhere today; every unit of a layer sees every map of the one before.
 
     >>> model = LeNet(inputs=(28, 28), outputs=10)
-    >>> params, state = model.init(jax.random.key(0))
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
     >>> sum(p.size for p in jax.tree.leaves(params))
     61706
     """

@@ -18,8 +18,8 @@ class Llama:
     rotary_base 500000; Llama 3.1 adds stretch 8.
 
     >>> model = Llama(inputs=(16,), outputs=50, layers=2, heads=4, kv_heads=2, width=16)
-    >>> params, state = model.init(jax.random.key(0))
-    >>> model.apply(params, state, jax.numpy.zeros((3, 16), int))[0].shape
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
+    >>> jax.eval_shape(model.apply, params, state, jax.numpy.zeros((3, 16), int))[0].shape
     (3, 16, 50)
     """
 

@@ -24,9 +24,9 @@ class MAE:
 
     >>> encoder = ViT(patch=2, layers=1, heads=2, width=8)
     >>> model = MAE(encoder=encoder, decoder_width=4, decoder_heads=1, decoder_layers=1).sized((4, 6), 24)
-    >>> params, state = model.init(jax.random.key(0))
+    >>> params, state = jax.jit(model.init)(jax.random.key(0))
     >>> order = jnp.array([[5, 0, 1, 2, 3, 4]])   # two are seen, the sixth and the first
-    >>> outputs, _ = model.apply(params, state, jnp.zeros((1, 4, 6)), order, seen=2)
+    >>> outputs, _ = jax.jit(model.apply, static_argnames="seen")(params, state, jnp.zeros((1, 4, 6)), order, seen=2)
     >>> outputs["patches"].shape, outputs["masked"].tolist()
     ((1, 6, 4), [[0.0, 1.0, 1.0, 1.0, 1.0, 0.0]])
     """

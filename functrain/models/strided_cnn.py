@@ -18,7 +18,7 @@ class StridedCNN:
     The defaults are the network on MNIST of Wong, Rice and Kolter 2020: 166,406 parameters for 28 x 28 and 10 classes.
 
     >>> model = StridedCNN(inputs=(28, 28), outputs=10)
-    >>> params, state = model.init(jax.random.key(0))
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
     >>> sum(p.size for p in jax.tree.leaves(params))
     166406
     """

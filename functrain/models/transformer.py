@@ -22,11 +22,11 @@ class Transformer:
     model has 6 and 6 layers, 8 heads, width 512, hidden 2048, dropout 0.1 and 37,000 tokens.
 
     >>> model = Transformer(inputs=(7,), outputs=50, encoder_layers=1, decoder_layers=1, heads=2, width=8)
-    >>> params, state = model.init(jax.random.key(0))
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
     >>> x, y = jnp.array([[5, 6, 7, 3]]), jnp.array([[2, 9, 9]])
-    >>> jax.jit(model.apply)(params, state, x, y)[0].shape
+    >>> jax.eval_shape(model.apply, params, state, x, y)[0].shape
     (1, 3, 50)
-    >>> state = jax.jit(model.encode)(params, x)
+    >>> state = jax.eval_shape(model.encode, params, x)
     >>> sorted(model.remember(state, batch=1, length=3))   # then `decode` goes on from the tokens before
     ['cache', 'memory', 'seen', 'segments']
     """

@@ -19,8 +19,8 @@ class UNet:
     4 levels and width 64.
 
     >>> model = UNet(inputs=(8, 12), outputs=3, levels=2, width=4, norm="batch")
-    >>> params, state = jax.jit(model.init)(jax.random.key(0))
-    >>> logits, state = jax.jit(model.apply, static_argnames="train")(params, state, jnp.zeros((5, 8, 12)), train=True)
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
+    >>> logits, state = jax.eval_shape(model.apply, params, state, jnp.zeros((5, 8, 12)))
     >>> logits.shape, sorted(params)
     ((5, 8, 12, 3), ['bottom', 'down0', 'down1', 'head', 'up0', 'up1'])
     """

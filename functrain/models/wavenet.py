@@ -18,8 +18,8 @@ class WaveNet:
     and 3); z goes into the residual path and, by another product, into the outputs.
 
     >>> model = WaveNet(outputs=256, stacks=1, layers=3, channels=4, skip=8)
-    >>> params, state = model.init(jax.random.key(0))
-    >>> model.apply(params, state, jnp.zeros((2, 9), int))[0].shape, model.receptive_field
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))   # or model.init(key): the arrays themselves
+    >>> jax.eval_shape(model.apply, params, state, jnp.zeros((2, 9), int))[0].shape, model.receptive_field
     ((2, 9, 256), 8)
     """
 
