@@ -101,6 +101,10 @@ class OneLoss:
         outputs = self.learner.precision(apply)(weights, train_state.state, {"x": x, "beside": beside}, key=None)
         return jax.tree.map(_widen, outputs)
 
+    def answers(self, train_state: Any, batch: Any) -> Any:
+        """`outputs_of` for a batch."""
+        return self.outputs_of(train_state, batch["x"], **beside(self, batch))
+
 
 def beside(task: Any, batch: Any) -> dict[str, Any]:
     """What of a batch goes to the task's model by name, beside x."""

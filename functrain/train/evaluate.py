@@ -10,7 +10,6 @@ from functrain import tree
 from functrain.config import Count, Size, configclass
 from functrain.data.feed import InOrder, as_is
 from functrain.metrics import Rows, join
-from functrain.tasks.base import beside
 from functrain.train import hyper as live
 
 
@@ -50,12 +49,11 @@ def make_ensemble(
 ) -> Callable[[Any], dict[str, Any]]:
     """`evaluate(train states) -> metrics` of several members as one: their predictions are averaged, then scored.
 
-    task: one with `averaged(outputs of each member) -> outputs` beside `outputs_of` and `loss`.
+    task: one with `averaged(outputs of each member) -> outputs` beside `answers` and `loss`.
     """
 
     def measure(train_states, batch, i):
-        inputs = batch["x"], beside(task, batch)
-        outputs = [live.bind(task, one.hyper).outputs_of(one, inputs[0], **inputs[1]) for one in train_states]
+        outputs = [live.bind(task, one.hyper).answers(one, batch) for one in train_states]
         means, metrics = task.loss(task.averaged(outputs), batch, train=False)
         return metrics | {"loss": means}
 
