@@ -1,9 +1,15 @@
 """What all tests share: small arrays, real data where it is at hand, a cache of compiled programs."""
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if version("jaxlib") < "0.11":  # later ones do not know the first of these, and end at it
+    # Compiling is most of what the suite costs, and half of that goes with these two. XLA_FLAGS="" in the environment
+    # compiles everything as a person's own runs are.
+    _FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 import pytest
 
