@@ -16,6 +16,28 @@ from functrain.train.evaluate import make_evaluate
 from functrain.train.loop import Best, Plan, run
 from functrain.train.program import compile_program
 
+DIGITS_VAE = """
+[task]
+kind = "variational"
+[model]
+kind = "vae"
+hidden = [16]
+latent = 3
+[data]
+kind = "digits"
+[optimizer]
+kind = "adam"
+peak_lr = 1e-2
+[train]
+steps = 40
+log_every = 10
+[evaluate]
+every = 10
+[observe]
+tensorboard = false
+"""
+"""A config of a small VAE of the digits, which draws pictures."""
+
 
 class Log:
     """A sink that keeps what it is given."""

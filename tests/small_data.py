@@ -44,7 +44,7 @@ def write_mnist(folder, rng, train=640, test=160):
     folder.mkdir(parents=True)
     for name, n in (("train", train), ("t10k", test)):
         labels = rng.integers(0, 10, n)
-        labels[:10] = range(10)
+        labels[:10] = range(min(n, 10))
         images = rng.integers(0, 60, (n, 28, 28))
         images[np.arange(n), 2 * labels + 4, 4:24] = 250
         for what, array in (("images-idx3", images), ("labels-idx1", labels)):

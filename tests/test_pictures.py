@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Log, assert_equal_runs, digits_feed, mlp_task, start
+from helpers import DIGITS_VAE, Log, assert_equal_runs, digits_feed, mlp_task, start
 from matplotlib.image import imread
 from small_data import write_digits_said
 
@@ -14,26 +14,6 @@ from functrain.tasks import Variational
 from functrain.train.loop import Best, Plan, run
 from functrain.train.program import compile_program
 
-CONFIG = """
-[task]
-kind = "variational"
-[model]
-kind = "vae"
-hidden = [16]
-latent = 3
-[data]
-kind = "digits"
-[optimizer]
-kind = "adam"
-peak_lr = 1e-2
-[train]
-steps = 40
-log_every = 10
-[evaluate]
-every = 10
-[observe]
-tensorboard = false
-"""
 IMAGES = {"latent.png", "reconstructions.png", "samples.png", "plane.png"}
 DRAWN = ["train.steps=30", "observe.draw_every=10"]
 
@@ -41,7 +21,7 @@ DRAWN = ["train.steps=30", "observe.draw_every=10"]
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working directory with vae.toml in it."""
-    (tmp_path / "vae.toml").write_text(CONFIG)
+    (tmp_path / "vae.toml").write_text(DIGITS_VAE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -79,7 +59,7 @@ def images_of(out):
 def drawn(tmp_path_factory):
     """A run that drew at 10, at 20 and at its end."""
     folder = tmp_path_factory.mktemp("drawn")
-    (folder / "vae.toml").write_text(CONFIG)
+    (folder / "vae.toml").write_text(DIGITS_VAE)
     more = [*DRAWN, "train.chunk=7", "observe.tensorboard=true"]
     assert main(["train", str(folder / "vae.toml"), *more, "--out", str(folder / "run")]) == 0
     return folder / "run"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_equal_runs, gap
+from helpers import DIGITS_VAE, assert_equal_runs, gap
 from jax.scipy.stats import norm
 
 from functrain import losses
@@ -18,26 +18,6 @@ from functrain.tasks import Variational
 from functrain.train import state
 from functrain.trained import load
 
-CONFIG = """
-[task]
-kind = "variational"
-[model]
-kind = "vae"
-hidden = [16]
-latent = 3
-[data]
-kind = "digits"
-[optimizer]
-kind = "adam"
-peak_lr = 1e-2
-[train]
-steps = 40
-log_every = 10
-[evaluate]
-every = 10
-[observe]
-tensorboard = false
-"""
 QUIET = ["observe.figures=false"]
 
 
@@ -45,7 +25,7 @@ QUIET = ["observe.figures=false"]
 def folder(tmp_path, monkeypatch):
     """An empty working directory with vae.toml, and flat.npz of numbers that are no image."""
     rng = np.random.default_rng(0)
-    (tmp_path / "vae.toml").write_text(CONFIG)
+    (tmp_path / "vae.toml").write_text(DIGITS_VAE)
     np.savez(tmp_path / "flat.npz", x=rng.random((80, 5), np.float32))
     monkeypatch.chdir(tmp_path)
     return tmp_path

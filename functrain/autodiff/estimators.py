@@ -89,19 +89,20 @@ class MinNorm:
         del key
         gradients, values, (state, metrics) = objective.parts(params)
         names = list(gradients)
+        if len(names) > _MOST_LOSSES:
+            raise ConfigError(f"estimator.kind: min_norm takes at most {_MOST_LOSSES} losses; found {len(names)}")
         try:
             there = tree.select([self.shared], params)
         except ValueError as error:
             raise ConfigError(f"estimator.shared: {error}") from None
         shared = [[g for g, t in zip(jax.tree.leaves(gradients[name]), jax.tree.leaves(there)) if t] for name in names]
         flat = jnp.stack([jnp.concatenate([g.ravel() for g in own]) for own in shared])
-        tiny = jnp.finfo(flat.dtype).tiny
-        if self.normalise != "none":
-            size = jnp.linalg.norm(flat, axis=1)
-            size = size if self.normalise == "norm" else jnp.stack([values[name] for name in names])
-            scale = 1 / jnp.maximum(size, tiny)
-        else:
-            scale = jnp.ones(len(names), flat.dtype)
+        size = {
+            "none": jnp.ones(len(names), flat.dtype),
+            "norm": jnp.linalg.norm(flat, axis=1),
+            "loss": jnp.stack([values[name] for name in names]),
+        }[self.normalise]
+        scale = 1 / jnp.maximum(size, jnp.finfo(flat.dtype).tiny)
         flat = flat * scale[:, None]
         weights = min_norm_weights(flat @ flat.T)
 

@@ -2,17 +2,15 @@
 
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from functrain.config import ConfigError, Count, Text, configclass
-from functrain.data.base import Source
-from functrain.data.dataset import SPLITS, Dataset, dataset, find
-from functrain.data.idx import Idx
+from functrain.config import ConfigError, Count, configclass
+from functrain.data.dataset import SPLITS, Dataset, dataset
+from functrain.data.mnist_digits import MnistDigits
 
 
 @configclass
-class MnistDomains(Source):
+class MnistDomains(MnistDigits):
     """Digits as they are, and other digits that were changed: inverted and turned by a quarter, or only their edges.
 
     In each split one half of the digits, drawn at random, is domain x, and the other half, changed, domain `other`: no
@@ -26,14 +24,6 @@ class MnistDomains(Source):
     """At most so many images of each domain in a split; 0 is all."""
     domain_seed: Count = 0
     """Which digits are in which domain."""
-    images: Text = "mnist/train-images-idx3-ubyte.gz"
-    """The file of the training digits; looked for in the working directory, then where FUNCTRAIN_DATA points."""
-    labels: Text = "mnist/train-labels-idx1-ubyte.gz"
-    """The file of their labels."""
-    test_images: Text = "mnist/t10k-images-idx3-ubyte.gz"
-    """The file of the test digits."""
-    test_labels: Text = "mnist/t10k-labels-idx1-ubyte.gz"
-    """The file of their labels."""
 
     def load(self) -> Dataset:
         """x and other [n, height, width] uint8; y and y_other [n], their labels.
@@ -41,27 +31,19 @@ class MnistDomains(Source):
         Raises:
           ConfigError: a file is missing or no IDX file, or holds no square images of bytes.
         """
-        files = {name: getattr(self, name) for name in ("images", "labels", "test_images", "test_labels")}
-        for name, path in files.items():
-            try:
-                find(f"data.{name}", path)
-            except ConfigError as error:
-                raise ConfigError(f"{error}; MNIST is had by: functrain data get mnist") from None
-        pools = Idx(**files, validation=1 / 6, split_seed=self.domain_seed).load()
-        parts = {}
+        pools, parts = self.pools(self.domain_seed), {}
         for number, split in enumerate(SPLITS):
-            pool = pools.split(split)
-            if pool:
-                parts[split] = self._domains(pool, np.random.default_rng([self.domain_seed, number]))
+            parts[split] = self._domains(pools[split], np.random.default_rng([self.domain_seed, number]))
         return dataset("data: mnist_domains", parts)
 
     def scaled(self, batch: dict) -> dict:
         """Bytes to 0..1, of both domains."""
-        return batch | {name: batch[name].astype(jnp.float32) / 255 for name in ("x", "other") if name in batch}
+        other = {"other": super().scaled({"x": batch["other"]})["x"]} if "other" in batch else {}
+        return super().scaled(batch) | other
 
     def _domains(self, pool: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         x, y = pool["x"], pool["y"]
-        if x.ndim != 3 or x.dtype != np.uint8 or x.shape[1] != x.shape[2]:
+        if x.shape[1] != x.shape[2]:
             raise ConfigError(f"data.images: found {x.dtype} {list(x.shape)}; expected square images of bytes")
         rows = rng.permutation(len(x))
         n = min(len(x) // 2, self.limit or len(x))

@@ -5,13 +5,11 @@ Pieces of other digits lie about as clutter (Mnih et al. 2014, section 4.1, on c
 
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from functrain.config import ConfigError, Count, Fraction, Positive, Size, Text, configclass
-from functrain.data.base import Source
-from functrain.data.dataset import SPLITS, Dataset, dataset, find
-from functrain.data.idx import Idx
+from functrain.config import ConfigError, Count, Fraction, Positive, Size, configclass
+from functrain.data.dataset import SPLITS, Dataset, dataset
+from functrain.data.mnist_digits import MnistDigits
 
 _FAINT = 32
 """Grey values below this are no part of a digit: the smear around strokes that resizing leaves."""
@@ -22,7 +20,7 @@ _AT_ONCE = 512
 
 
 @configclass
-class MnistScenes(Source):
+class MnistScenes(MnistDigits):
     """Scenes made of MNIST (`functrain data get mnist`): digits on a canvas, with the class of each pixel or boxes.
 
     Each scene has from one digit to `digits` of them, each drawn at random, resized bilinearly, and pasted over those
@@ -51,14 +49,6 @@ class MnistScenes(Source):
     """How many scenes are made to be read once, at the end."""
     scene_seed: Count = 0
     """Which scenes: everything in them follows from this."""
-    images: Text = "mnist/train-images-idx3-ubyte.gz"
-    """The file of the training digits; looked for in the working directory, then where FUNCTRAIN_DATA points."""
-    labels: Text = "mnist/train-labels-idx1-ubyte.gz"
-    """The file of their labels."""
-    test_images: Text = "mnist/t10k-images-idx3-ubyte.gz"
-    """The file of the test digits."""
-    test_labels: Text = "mnist/t10k-labels-idx1-ubyte.gz"
-    """The file of their labels."""
 
     def __post_init__(self):
         if self.scales[0] > self.scales[1]:
@@ -74,36 +64,17 @@ class MnistScenes(Source):
         Raises:
           ConfigError: a file is missing or no IDX file, holds no images of bytes, or the digits do not fit a scene.
         """
-        for name in ("images", "labels", "test_images", "test_labels"):
-            try:
-                find(f"data.{name}", getattr(self, name))
-            except ConfigError as error:
-                raise ConfigError(f"{error}; MNIST is had by: functrain data get mnist") from None
-        pools = Idx(
-            images=self.images,
-            labels=self.labels,
-            test_images=self.test_images,
-            test_labels=self.test_labels,
-            validation=1 / 6,
-            split_seed=self.scene_seed,
-        ).load()
-        parts = {}
+        pools, parts = self.pools(self.scene_seed), {}
         for number, (split, count) in enumerate(zip(SPLITS, (self.train, self.validation, self.test))):
             if count:
-                x, y = self._checked(pools.split(split))
+                x, y = self._checked(pools[split])
                 parts[split] = self._scenes(x, y, count, np.random.default_rng([self.scene_seed, number]))
         return dataset("data: mnist_scenes", parts)
 
-    def scaled(self, batch: dict) -> dict:
-        """Bytes to 0..1."""
-        return batch | {"x": batch["x"].astype(jnp.float32) / 255}
-
     def _checked(self, pool: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The images and labels that scenes of one split are made of."""
-        if not pool:
-            raise ConfigError("data.images: holds too few digits to keep a sixth of them apart for validation")
         x, y = pool["x"], pool["y"]
-        if x.ndim != 3 or x.dtype != np.uint8 or min(x.shape[1:]) < _PIECE:
+        if min(x.shape[1:]) < _PIECE:
             raise ConfigError(f"data.images: found {x.dtype} {list(x.shape)}; expected bytes [n, 28, 28] or the like")
         if y.max() > 254:
             raise ConfigError(f"data.labels: found {y.max()}; expected labels up to 254, to be bytes in a mask")

@@ -55,6 +55,14 @@ class Mean(Accumulator):
         """total / count; nan where nothing was counted."""
         return divided(np.asarray(self.total), np.asarray(self.count))
 
+    def times(self, weight: Any) -> "Mean":
+        """The mean of `weight` times what this is the mean of.
+
+        >>> float(Mean(6.0, 3.0).times(0.5).value)
+        1.0
+        """
+        return Mean(weight * self.total, self.count)
+
 
 @struct.dataclass
 class Perplexity(Mean):
@@ -170,6 +178,15 @@ def scalars(values: dict[str, Any]) -> dict[str, float]:
         else:
             found[name] = value
     return {name: float(number) for name, number in found.items() if np.ndim(number) == 0}
+
+
+def finite(values: dict[str, float]) -> dict[str, float | None]:
+    """Numbers as JSON has them: None for one that is not finite.
+
+    >>> finite({"loss": 0.5, "fid": float("nan")})
+    {'loss': 0.5, 'fid': None}
+    """
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
 def scalar_names(name: str, accumulator: Any) -> tuple[str, ...]:

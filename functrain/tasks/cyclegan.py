@@ -10,7 +10,7 @@ import numpy as np
 
 from functrain import tree
 from functrain.config import ConfigError, Count, NonNegative, Part, configclass, off
-from functrain.metrics import Mean, mean_of
+from functrain.metrics import mean_of
 from functrain.observe.grid import grid
 from functrain.tasks.base import of_player
 from functrain.tasks.teacher import Teacher
@@ -146,11 +146,11 @@ class CycleTranslation:
             if not off(self.cycle):
                 again, other_again = self._generated(params["back"], there), self._generated(params["there"], back)
                 apart = _apart(again, x) + _apart(other_again, other)
-                means["cycle"] = _times(self.cycle, mean_of(apart, mask))
+                means["cycle"] = mean_of(apart, mask).times(self.cycle)
                 if not off(self.identity):
                     same, other_same = self._generated(params["back"], x), self._generated(params["there"], other)
                     apart = _apart(same, x) + _apart(other_same, other)
-                    means["identity"] = _times(self.cycle * self.identity, mean_of(apart, mask))
+                    means["identity"] = mean_of(apart, mask).times(self.cycle * self.identity)
             return means, state, {}
 
         return loss
@@ -259,7 +259,3 @@ def _by_image(x):
 def _apart(a, b):
     """The mean absolute difference of each image."""
     return _by_image(jnp.abs(tree.wide(a) - tree.wide(b)))
-
-
-def _times(weight, mean: Mean) -> Mean:
-    return Mean(weight * mean.total, mean.count)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from functrain import losses, tree
 from functrain.config import ConfigError, NonNegative, Part, Positive, Share, configclass, off
 from functrain.layers import linear
-from functrain.metrics import Mean, mean_of
+from functrain.metrics import mean_of
 from functrain.tasks.base import OneLoss
 from functrain.tasks.classification import Classification
 from functrain.tasks.teacher import Teacher
@@ -80,19 +80,15 @@ class Distillation(Classification):
             return hard, state | new, metrics
         weights = losses.weighted(mask, batch.get("weight"))
         soft = losses.kl_divergence(logits / self.temperature, answers / self.temperature, mask=weights)
-        means = {"hard": _times(1 - self.soft, hard), "soft": _times(self.soft * self.temperature**2, soft)}
+        means = {"hard": hard.times(1 - self.soft), "soft": soft.times(self.soft * self.temperature**2)}
         if not off(self.matching):
             mine, _ = self.model.features(params, own, x, key=key, train=train)
             theirs = self.teacher.features(held, x)
             apart = losses.squared_error(tree.wide(linear.apply(params["regressor"], mine)), theirs, mask=weights)
-            means["features"] = _times(self.matching, apart)
+            means["features"] = apart.times(self.matching)
         return means, state | new, metrics
 
     def outputs_of(self, train_state: Any, x: Any, **beside: Any) -> Any:
         """The student's logits."""
         own = {name: part for name, part in train_state.state.items() if name not in _OWN}
         return OneLoss.outputs_of(self, train_state.replace(state=own), x, **beside)
-
-
-def _times(weight: Any, mean: Mean) -> Mean:
-    return Mean(weight * mean.total, mean.count)

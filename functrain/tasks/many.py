@@ -122,7 +122,7 @@ class ManyTasks(OneLoss):
 
     def _weighed(self, params, head: Head, loss: Mean) -> Mean:
         if self.weighting == "fixed":
-            return Mean(head.weight * loss.total, loss.count)
+            return loss.times(head.weight)
         s = tree.wide(params["log_variance"][head.name])
         factor = jnp.exp(-s) * (1 if head.kind == "classification" else 0.5)
         return Mean(factor * loss.total + s / 2 * loss.count, loss.count)

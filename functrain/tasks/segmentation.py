@@ -8,7 +8,7 @@ import numpy as np
 
 from functrain import losses
 from functrain.config import ConfigError, Count, NonNegative, Part, configclass
-from functrain.metrics import Mean, mean_of
+from functrain.metrics import mean_of
 from functrain.metrics.accumulators import over
 from functrain.metrics.overlap import overlap_of
 from functrain.observe.segmentation_figure import segmentation_picture
@@ -101,7 +101,7 @@ class Segmentation(OneLoss):
             means.append(losses.cross_entropy(logits, labels, mask=mask, class_weights=self.class_weights or None))
         if self.criterion != "cross_entropy":
             dice = losses.dice(logits, labels, mask=mask, background=self.background)
-            means.append(Mean(self.dice_weight * dice.total, dice.count) if self.criterion == "both" else dice)
+            means.append(dice.times(self.dice_weight) if self.criterion == "both" else dice)
         return tuple(means)
 
     def draw(self, outputs, batch, folder, names) -> list[Path]:
