@@ -92,6 +92,14 @@ def parser() -> argparse.ArgumentParser:
     folds.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     folds.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the runs are; again to go on")
 
+    active = commands.add_parser("active", help="active learning: runs with ever more labels, chosen by the last")
+    active.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"with few_labels; then {override}")
+    active.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the runs are; again to go on")
+    criteria = "of entropy, margin, confidence, random (default: margin,random)"
+    active.add_argument("--by", metavar="A,B", default="margin,random", help=criteria)
+    active.add_argument("--rounds", type=int, default=5, help="how often labels are added (default: 5)")
+    active.add_argument("--add", type=int, default=100, help="how many labels each time (default: 100)")
+
     compare = commands.add_parser("compare", help="runs side by side")
     compare.add_argument("runs", nargs="+", metavar="RUN", type=Path)
     compare.add_argument("--figure", metavar="PNG", type=Path, help="draw their curves into this file")
@@ -287,6 +295,22 @@ def _folds(given) -> int:
         return folds.cross_validate(parse(Experiment, source), given.out, stop=stop)
 
 
+def _active(given) -> int:
+    from functrain.config import parse, read
+    from functrain.train.stop import Stop
+
+    with Stop() as stop:
+        path, overrides = _config_and_overrides(given.arguments)
+        source = read(path, overrides)
+        from functrain import active, runs
+        from functrain.experiment import Experiment
+
+        runs.use_compilation_cache()
+        config = parse(Experiment, source)
+        by = tuple(given.by.split(","))
+        return active.learn(config, given.out, by=by, rounds=given.rounds, add=given.add, stop=stop)
+
+
 def _compare(given) -> int:
     from functrain import report, runs
 
@@ -339,6 +363,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "find-rate": _find_rate,
     "folds": _folds,
+    "active": _active,
     "compare": _compare,
     "data": _data,
     "schema": _schema,

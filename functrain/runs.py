@@ -31,7 +31,7 @@ from functrain import tree
 from functrain.config import ConfigError
 from functrain.data.known import cache_folder
 from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
-from functrain.metrics import read, scalars
+from functrain.metrics import finite, read, scalars
 from functrain.observe import figures, flops
 from functrain.observe.console import ProgressLine, duration, fact_table, human, parameter_table, result_table
 from functrain.observe.events import JSONLines, history
@@ -287,7 +287,7 @@ def _finish(
         "steps": outcome.step,
         "final": _at(outcome.step, validation.get(outcome.step)),
         "best": _at(best.step, validation.get(best.step)),
-        "test": _at(chosen, None if test is None else _finite(test)),
+        "test": _at(chosen, None if test is None else finite(test)),
         "train": _at(outcome.step, next((_metrics_of(e) for e in reversed(lines) if e["split"] == "train"), None)),
         "monitor": built.monitor or None,
         "parameters": sum(tree.size(p.params) for p in members[0].players.values()),
@@ -301,14 +301,14 @@ def _finish(
         "seconds": {"import": imported} | dataclasses.asdict(seconds),
     }
     if len(members) > 1 and metrics is not None and test is not None:
-        each = (_finite(scalars(read(member))) for member in metrics)
+        each = (finite(scalars(read(member))) for member in metrics)
         result["members"] = [{"seed": settings.train.seed + i} | numbers for i, numbers in enumerate(each)]
     ensemble = {}
     if len(members) > 1 and shown and hasattr(built.task, "averaged"):
         together = make_ensemble(built.task, built.feeds[shown], built.place, built.replicated)
         ensemble = read(together(tuple(compiled.program.members(train_state))))
-        result["ensemble"] = {"step": chosen, "split": shown} | _finite(scalars(ensemble))
-    _write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        result["ensemble"] = {"step": chosen, "split": shown} | finite(scalars(ensemble))
+    write_whole(out / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     drawn = []
     if settings.observe.figures:
         folder = out / "figures"
@@ -327,15 +327,12 @@ def _metrics_of(entry):
     return {k: v for k, v in entry.items() if k not in ("step", "split")}
 
 
-def _finite(values):
-    return {k: v if np.isfinite(v) else None for k, v in values.items()}
-
-
 def _at(step, metrics):
     return None if step is None or metrics is None else {"step": step} | metrics
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """A text file that is there whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)

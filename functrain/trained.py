@@ -17,7 +17,7 @@ from functrain import transfer
 from functrain.config import ConfigError
 from functrain.data.dataset import read_npz
 from functrain.experiment import Experiment, assemble, build, in_order
-from functrain.metrics import read, scalars
+from functrain.metrics import finite, read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config
 from functrain.tasks.base import beside
@@ -75,13 +75,13 @@ def load(out: str | Path, step: int | None = None, member: int = 0) -> Trained:
     Raises:
       ConfigError: no run, no sound checkpoint, no such step, or a task that is not one model with one loss.
     """
-    members = _members(Path(out), step)
-    if not 0 <= member < len(members):
-        raise ConfigError(f"{out}: member {member}; the run has {len(members)}, counted from 0")
-    return members[member]
+    found = members(Path(out), step)
+    if not 0 <= member < len(found):
+        raise ConfigError(f"{out}: member {member}; the run has {len(found)}, counted from 0")
+    return found[member]
 
 
-def _members(out: Path, step: int | None) -> list[Trained]:
+def members(out: Path, step: int | None = None) -> list[Trained]:
     """Every member of a run, from one checkpoint, which is read once."""
     settings = read_config(out)
     _, task = assemble(settings, None)
@@ -105,7 +105,7 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     Raises:
       ConfigError: no run, or its data has no such split.
     """
-    trained = _members(out, step)
+    trained = members(out, step)
     built = build(trained[0].config)
     if split not in built.feeds:
         raise ConfigError(f"--split: found {split!r}; the run has: {', '.join(built.feeds)}")
@@ -115,16 +115,12 @@ def evaluate(out: Path, split: str = "test", step: int | None = None) -> dict[st
     metrics_of = make_evaluate(built.task, feed, built.place, built.replicated)
     metrics = [metrics_of(replicate(one.train_state, built.mesh)) for one in trained]
     values = summary(metrics) if len(metrics) > 1 else scalars(read(metrics[0]))
-    found = {"step": trained[0].step, "split": split} | _finite(values)
+    found = {"step": trained[0].step, "split": split} | finite(values)
     if len(trained) > 1 and hasattr(built.task, "averaged"):
         together = make_ensemble(built.task, feed, built.place, built.replicated)
         states = tuple(replicate(one.train_state, built.mesh) for one in trained)
-        found["ensemble"] = _finite(scalars(read(together(states))))
+        found["ensemble"] = finite(scalars(read(together(states))))
     return found
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def read_inputs(path: str, shape: tuple[int, ...]) -> np.ndarray:

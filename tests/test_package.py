@@ -38,7 +38,7 @@ FLOORS = [
     ["pictures"],
     ["runs", "finder"],
     ["trained", "folds"],
-    ["report", "fitting", "sampling"],
+    ["active", "report", "fitting", "sampling"],
     ["cli"],
     ["__main__"],
 ]

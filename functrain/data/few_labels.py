@@ -50,12 +50,7 @@ class FewLabels(Source):
         Raises:
           ConfigError: the source's own, its labels are no classes, or there are not so many examples of a class.
         """
-        try:
-            whole = self.source.load()
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("data", "data.source", 1)) from None
-        if not whole.classes or whole.block:
-            raise ConfigError("data.source: expected examples with integer labels y [n]")
+        whole = self.whole()
         few = self.chosen(whole)
         parts = {"train": {name: array[few] for name, array in whole.train.items()} | {"labelled": _flags(len(few), 1)}}
         if self.unlabelled:
@@ -70,6 +65,16 @@ class FewLabels(Source):
                 parts[split] = part | {"labelled": _flags(len(part["y"]), 1)}
         made = dataset("data.source", parts, whole.classes)
         return dataclasses.replace(made, found={"source": dataclasses.replace(self.source, **whole.found)})
+
+    def whole(self) -> Dataset:
+        """The source's own examples, all with their labels; raises what `load` does."""
+        try:
+            whole = self.source.load()
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("data", "data.source", 1)) from None
+        if not whole.classes or whole.block:
+            raise ConfigError("data.source: expected examples with integer labels y [n]")
+        return whole
 
     def chosen(self, whole: Dataset) -> np.ndarray:
         """The rows of the training part that keep their labels, rising."""

@@ -204,6 +204,27 @@ def schedule(rates: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
+def against(curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str, y: str, path: Path) -> None:
+    """A line for each of the curves, with a band of one deviation to both sides where there is one.
+
+    curves: name -> points, each with the numbers x and y by name, and `y_deviation` of several seeds.
+    """
+    figure, axes = new_figure(1, 1, (5.6, 4.0))
+    axis = axes[0, 0]
+    for number, (name, points) in enumerate(curves.items()):
+        points = [point for point in points if point.get(y) is not None]
+        at, heights = (np.array([point[key] for point in points], float) for key in (x, y))
+        off = np.array([point.get(f"{y}_deviation") or 0.0 for point in points])
+        axis.plot(at, heights, color=f"C{number % 10}", marker=".", linewidth=1.4, label=name)
+        if off.any():
+            axis.fill_between(at, heights - off, heights + off, color=f"C{number % 10}", alpha=0.2, linewidth=0)
+    axis.set_xlabel(x.replace("_", " "), fontsize=9)
+    axis.set_ylabel(y.replace("_", " "), fontsize=9)
+    _plain(axis)
+    axis.legend(fontsize=8, frameon=False)
+    save_figure(figure, path)
+
+
 def learning_rate_finder(rates: Any, losses: Any, suggestion: float | None, path: Path) -> None:
     """The loss against a rising learning rate, and the rate that is suggested; None where there is none.
 
