@@ -29,7 +29,7 @@ FLOORS = [
     ["version", "_compat", "config"],
     ["tree", "custom"],
     ["metrics", "layers", "audio"],
-    ["losses", "ctc", "precision", "autodiff", "data", "observe", "augment", "boxes", "generation"],
+    ["losses", "ctc", "als", "precision", "autodiff", "data", "observe", "augment", "boxes", "generation"],
     ["models", "optim", "parallel"],
     ["tasks"],
     ["train"],

@@ -21,6 +21,7 @@ from functrain.metrics.edits import Errors, character_error_rate, edits, word_er
 from functrain.metrics.generated import Generated, frechet_distance
 from functrain.metrics.moments import Moments, moments_of
 from functrain.metrics.overlap import Overlap, overlap_of
+from functrain.metrics.ranking import ranking_of
 from functrain.metrics.rouge import Rouge, rouge, rouge_of
 from functrain.metrics.rows import Rows, join
 from functrain.metrics.scores import Scores, scores_of
@@ -57,6 +58,7 @@ __all__ = [
     "moments_of",
     "overlap_of",
     "prefix",
+    "ranking_of",
     "read",
     "rouge",
     "rouge_of",
