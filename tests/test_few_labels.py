@@ -223,7 +223,10 @@ def test_features_without_labels(folder):
         '[task]\nkind = "simclr"\nwidth = 24\nviews = [{ kind = "crop", padding = 1 }, { kind = "affine" }]\n'
         '[model]\nkind = "cnn"\nchannels = [8]\nhidden = [32]\n[data]\nkind = "digits"\nbatch_size = 64\n' + text
     )
-    assert main(["train", "simclr.toml", "--out", "simclr", "data.batch_size=64"]) == 0
+    assert main(["train", "simclr.toml", "--out", "simclr"]) == 0
+    assert main(["train", "simclr.toml", "--out", "cut", "train.steps=150"]) == 0
+    assert main(["train", "--resume", "cut", "train.steps=300"]) == 0
+    assert_equal_runs("simclr", "cut")
     found = json.loads((folder / "simclr" / "result.json").read_text())
     lines = [json.loads(line) for line in (folder / "simclr" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["split"] == "train"]
