@@ -263,7 +263,7 @@ def trained_on(tmp_path, monkeypatch, capsys):
     return train
 
 
-def tested(run):
+def reached(run):
     """What a run reached on the test."""
     return json.loads((run / "result.json").read_text())["test"]
 
@@ -271,7 +271,7 @@ def tested(run):
 def test_strings_are_learned_and_read(trained_on, capsys):
     """By CTC most are read, and a WAV file is, by the command."""
     run = trained_on(STRINGS)
-    assert tested(run)["error_rate"] < 0.3  # 1 by chance
+    assert reached(run)["error_rate"] < 0.3  # 1 by chance
     silence = np.zeros(800)  # as there is before and after every string that it was trained on
     (run.parent / "said").mkdir()
     with tarfile.open("fsdd/recordings.tar.gz") as archive:
@@ -287,6 +287,6 @@ def test_strings_are_learned_and_read(trained_on, capsys):
 def test_waves_are_learned_and_drawn(trained_on):
     """Bits a sample fall; each class has a WAV file, and the spectrograms a picture."""
     run = trained_on(WAVES)
-    assert tested(run)["bits"] < 7.2  # 8 by chance
+    assert reached(run)["bits"] < 7.2  # 8 by chance
     figures = {path.name for path in (run / "figures").iterdir()}
     assert {f"{digit}.wav" for digit in range(10)} | {"spectrograms.png"} <= figures
