@@ -105,13 +105,14 @@ def test_the_pool():
     """It fills with what it is given, which is judged; then half of what is judged is older, and is replaced."""
     pool = {"images": jnp.zeros((3, 2)), "kept": jnp.int32(0)}
     given = jnp.arange(1.0, 5.0)[:, None] * jnp.ones(2)
-    judged, pool = from_pool(pool, given[:3], key=jax.random.key(0))
+    draw = jax.jit(from_pool)
+    judged, pool = draw(pool, given[:3], key=jax.random.key(0))
     np.testing.assert_array_equal(judged, given[:3])
     np.testing.assert_array_equal(pool["images"], given[:3])
     older = 0
     for i in range(200):
         new = jnp.full((1, 2), 100.0 + i)
-        judged, after = from_pool(pool, new, key=jax.random.key(i))
+        judged, after = draw(pool, new, key=jax.random.key(i))
         if judged[0, 0] != new[0, 0]:
             older += 1
             at = np.flatnonzero((after["images"] == new).all(1))

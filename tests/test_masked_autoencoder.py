@@ -126,15 +126,16 @@ tensorboard = false
 """
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_run(tmp_path, monkeypatch):
     """It tells more than the mean of the pixels; resumed is whole; it draws; a vit starts from its encoder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mae.toml").write_text(TOML)
     assert main(["train", "mae.toml", "--out", "whole"]) == 0
-    assert main(["train", "mae.toml", "--out", "cut", "train.steps=400"]) == 0
-    assert main(["train", "--resume", "cut", "train.steps=800"]) == 0
-    assert_equal_runs("whole", "cut")
+    few = ["observe.figures=false", "evaluate.every=20", "train.log_every=10"]
+    assert main(["train", "mae.toml", "--out", "few", *few, "train.steps=40"]) == 0
+    assert main(["train", "mae.toml", "--out", "cut", *few, "train.steps=20"]) == 0
+    assert main(["train", "--resume", "cut", "train.steps=40"]) == 0
+    assert_equal_runs("few", "cut")
     loss = json.loads((tmp_path / "whole" / "result.json").read_text())["test"]["loss"]
     model = trained.load("whole")
     x = model.config.data.load().test["x"] / 16.0
