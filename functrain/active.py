@@ -25,7 +25,7 @@ from functrain import config as configs
 from functrain import runs, trained
 from functrain.config import ConfigError
 from functrain.data import FewLabels
-from functrain.experiment import Experiment
+from functrain.experiment import Experiment, build
 from functrain.observe import figures
 from functrain.tasks import Classification
 from functrain.train.stop import Stop
@@ -98,7 +98,8 @@ def learn(
     for heading in ("labels", *curves):
         table.add_column(heading, justify="right")
     for points in zip(*curves.values()):
-        table.add_row(str(points[0]["labels"]), *(f"{point.get(watched, float('nan')):.4g}" for point in points))
+        values = [point.get(watched) for point in points]  # none where it was not finite
+        table.add_row(str(points[0]["labels"]), *("" if value is None else f"{value:.4g}" for value in values))
     console.print(table)
     console.print(f"runs and curve.png  {out}/")
     return 0
@@ -173,7 +174,7 @@ def _reached(run: Path) -> dict[str, Any]:
 
 
 def _check_out(config: Experiment, out: Path) -> None:
-    """Make `out` with the config of all its runs; raises a ConfigError where it has another."""
+    """Make `out` with the config of all its runs; raises a ConfigError where it has another, or this fits no data."""
     file = out / "config.toml"
     if file.is_file():
         before = configs.parse(Experiment, configs.read(file))
@@ -183,5 +184,6 @@ def _check_out(config: Experiment, out: Path) -> None:
         return
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"--out: {out} exists and holds something else; choose another")
+    build(config)  # so that what is wrong with it is told before anything is written
     out.mkdir(parents=True, exist_ok=True)
     runs.write_whole(file, configs.dump(config))

@@ -148,6 +148,7 @@ def test_several_seeds_are_one_committee(folder):
         (["train.steps=31"], "--out: loop has runs with another train.steps: 30, now 31; choose another --out"),
         (["--add", "14", "--rounds", "1"], "--add: found 14; loop/entropy/rows-1.json adds 15"),
         (["--out", "."], "--out: . exists and holds something else"),
+        (["--out", "new", "model={kind='lenet'}"], "model.kind: lenet"),
     ],
 )
 def test_mistakes(folder, capsys, arguments, words):
