@@ -23,8 +23,10 @@ from functrain.autodiff import AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, parse
 from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
 from functrain.data.base import reader
+from functrain.data.feed import as_is
 from functrain.metrics import read, scalar_names, scalars
 from functrain.models import AnyModel, HuggingFace, LoRA
+from functrain.models.base import fill
 from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
 from functrain.parallel import batch_placer, device_mesh, replicate
@@ -171,8 +173,8 @@ class Built:
 
     @functools.cached_property
     def place(self) -> Callable[[Any], Any]:
-        """Cuts a batch over the devices."""
-        return batch_placer(self.mesh)
+        """Cuts a batch over the devices; what a task takes whole, it lays out itself."""
+        return as_is if hasattr(self.config.task, "whole") else batch_placer(self.mesh)
 
 
 def build(config: Experiment) -> Built:
@@ -307,8 +309,11 @@ def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh)
     """The training feed, and every example in order for the other splits."""
     if config.data is None or dataset is None:
         return {"train": Whole(), "validation": InOrder({}, 1)}
-    arrays = dataset.train if config.data.streamed else replicate(dataset.train, mesh)
-    feed = config.data.feed(dataset, arrays, config.train.seed)
+    if hasattr(config.task, "whole"):
+        feed: Any = Whole(replicate(config.task.whole(dataset), mesh))
+    else:
+        arrays = dataset.train if config.data.streamed else replicate(dataset.train, mesh)
+        feed = config.data.feed(dataset, arrays, config.train.seed)
     if config.augment:
         scaled = dataclasses.replace(feed, prepare=config.data.scaled)
         feed = Augmented(scaled, config.augment, config.data.normalised, config.train.seed)
@@ -346,7 +351,9 @@ def in_order(config: Experiment, dataset: Dataset, split: str, mesh: jax.shardin
     """Every example of a split once, in order, for evaluation."""
     assert config.data is not None
     arrays = dataset.split(split)
-    if dataset.block:
+    if hasattr(config.task, "examples"):
+        arrays = config.task.examples(dataset, split)
+    elif dataset.block:
         arrays = blocks(arrays["tokens"], dataset.block, config.data.evaluated)
     size = min(config.evaluate.batch_size, len(next(iter(arrays.values()))))
     size = math.ceil(size / mesh.size) * mesh.size
@@ -358,8 +365,8 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
     if dataset is not None and hasattr(config.task, "sized"):
         config = dataclasses.replace(config, task=config.task.sized(dataset))
     if config.model is not None and dataset is not None and (outputs := config.task.outputs(dataset)) is not None:
-        fitted = _with_vocabulary(config.model, dataset).sized(dataset.inputs, outputs)
-        config = dataclasses.replace(config, model=fitted)
+        sized = _with_fields(_with_vocabulary(config.model, dataset), dataset, config.task)
+        config = dataclasses.replace(config, model=sized.sized(dataset.inputs, outputs))
     model = config.model.build() if config.model is not None else None
     if model is None and hasattr(config.task, "model"):
         raise ConfigError(f"model: missing; a table with a kind: {', '.join(kind_table(AnyModel))}")
@@ -392,6 +399,27 @@ def _with_vocabulary(model: Any, dataset: Dataset) -> Any:
     return dataclasses.replace(model, vocabulary=dataset.vocabulary)
 
 
+def _with_fields(model: Any, dataset: Dataset, task: Any) -> Any:
+    """The config of a model of categories, with what the data says of them.
+
+    fields: how many each column has. content: how many numbers describe an item. mean: what it begins from, where it is
+    to tell numbers.
+    """
+    if not hasattr(model, "fields"):
+        return model
+    if not dataset.fields:
+        raise ConfigError(
+            f"model.kind: {model.kind!r} reads categories by number; they are those of data.kind = "
+            '"csv" with categories = "numbers", or "ratings"'
+        )
+    changes: dict[str, Any] = {"fields": fill("model.fields", model.fields, dataset.fields)}
+    if "content" in dataset.constants and hasattr(model, "content"):
+        changes["content"] = fill("model.content", model.content, dataset.constants["content"].shape[-1])
+    if getattr(model, "mean", 0.0) is None:
+        changes["mean"] = float(dataset.train["y"].mean(dtype=np.float64)) if task.kind == "regression" else 0.0
+    return dataclasses.replace(model, **changes)
+
+
 def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, int]:
     """Epochs as steps, and every interval; the batch size with it."""
     replace, train = dataclasses.replace, config.train
@@ -403,7 +431,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
             raise ConfigError(f"data.batch_size: found {batch_size}; there are {n} training examples")
         if batch_size % train.accumulate:
             raise ConfigError(f"train.accumulate: found {train.accumulate}; it does not divide a batch of {batch_size}")
-        epoch = n // batch_size
+        epoch = 1 if hasattr(config.task, "whole") else n // batch_size
     steps = train.steps
     if train.epochs is not None:
         if not epoch:
@@ -518,7 +546,9 @@ def _init(built: Built, over: Callable[..., Any] = lambda f, axes: f) -> Callabl
 
 
 def _start_arrays(built: Built) -> dict[str, np.ndarray]:
-    arrays = built.start.arrays if built.start is not None else {}
+    arrays = dict(built.start.arrays) if built.start is not None else {}
+    if built.dataset is not None:
+        arrays |= {f"state/{path}": array for path, array in built.dataset.constants.items()}
     return functools.reduce(operator.or_, (more for _, more in built.teachers.values()), arrays)
 
 

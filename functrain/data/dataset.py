@@ -29,6 +29,9 @@ class Dataset:
       token after each (see functrain.data.feed.Windows); `classes` is then the size of the vocabulary.
     vocabulary: how many tokens there are, where x are tokens and the classes something else; else 0.
     shape: of one example as the source prepares it, where that is not the shape of x.
+    fields: where x [n, columns] holds categories by number, how many each column has, and 0 for a column of numbers. A
+      number below 0 is a category that the training part does not have.
+    constants: arrays that belong to the model's state from the start, by path: what is known of each item, say.
     found: settings of the source that its training part told, by name (see functrain.data.base).
     """
 
@@ -39,6 +42,8 @@ class Dataset:
     block: int = 0
     vocabulary: int = 0
     shape: tuple[int, ...] = ()
+    fields: tuple[int, ...] = ()
+    constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     found: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:

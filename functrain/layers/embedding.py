@@ -41,6 +41,16 @@ def apply(params: dict[str, jax.Array], ids: jax.Array) -> jax.Array:
     return jnp.asarray(params["table"]).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
+def known(params: dict[str, jax.Array], ids: jax.Array) -> jax.Array:
+    """`apply`, but zeros and no gradient where an id is below 0: that is something of which nothing is known.
+
+    >>> known({"table": jnp.array([[0.0, 1.0], [2.0, 3.0]])}, jnp.array([1, -1])).tolist()
+    [[2.0, 3.0], [0.0, 0.0]]
+    """
+    rows = apply(params, jnp.maximum(ids, 0))
+    return jnp.where((ids >= 0)[..., None], rows, jnp.zeros((), rows.dtype))
+
+
 def attend(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """x @ table.T: [..., features] -> logits [..., count], in the table's dtype; the tied head of Press, Wolf 2017.
 

@@ -10,6 +10,11 @@ A model without state passes through what it was given. Some have a third, for w
 
     features(params, state, x, key=None, train=False)    -> (what the last layer is given [batch, features], state)
 
+and some a fourth, where they look up rows of tables and use a table in no other way: which rows those are, by the
+table's path. Then `apply` takes such a dict as `rows`, for params that hold other rows of those tables than all:
+
+    rows(x)                                              -> {"users/table": integers [batch, ...], ...}
+
 The config of a model has two more, which fit it to data and turn it into the model:
 
     sized(inputs, outputs) -> config    the shape of one example, and how many outputs the task wants

@@ -10,12 +10,14 @@ A task is a machine over the train state (see `functrain.train.state`):
 Most tasks are one model, one learner and one loss: `OneLoss`. A GAN calls two learners in its `update`, alternating
 least squares none; the loop cannot tell them apart. Metrics are accumulators, by name.
 
-The config of a task has two methods more, by which an experiment puts it together, and may have four others:
+The config of a task has two methods more, by which an experiment puts it together, and may have six others:
 
     outputs(dataset)           -> how many outputs its model needs, or None where the task owns its models
     assemble(model, learner)   -> the task; `learner(name)` gives the learner that the config wants for a player
     places(dataset)            -> at how many places of an example the model has outputs, where that is not one
     sized(dataset)             -> the config with what the data says (how many classes), where the task keeps that
+    examples(dataset, split)   -> arrays whose rows are evaluated, where those are not the split's own
+    whole(dataset)             -> all of the training part as arrays, where each step takes all of it
     draw(outputs, batch, folder, names) -> paths of pictures of what the model makes of `examples_drawn` examples (16);
                                   outputs are those of `drawn(train_state, batch)`, or without it of `outputs_of`
     averaged(outputs)          -> the outputs of several members of a run as those of one, for an ensemble
