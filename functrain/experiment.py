@@ -29,6 +29,7 @@ from functrain.models import AnyModel, HuggingFace, LoRA
 from functrain.models.base import fill
 from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
+from functrain.optim.chain import matches
 from functrain.parallel import batch_placer, device_mesh, replicate
 from functrain.precision import AnyPrecision, Float32
 from functrain.tasks import AnyTask
@@ -377,15 +378,34 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
 
     def learner(name: str) -> Learner:
         own = config.players.get(name, PlayerConfig())
+        optimizer, average = own.optimizer or config.optimizer, own.average or config.average
         return Learner(
-            optimizer=own.optimizer or config.optimizer,
+            optimizer=optimizer,
             precision=own.precision or config.precision,
             estimator=own.estimator or config.estimator,
-            average=own.average or config.average,
+            average=average,
             accumulate=config.train.accumulate,
+            rows=_rows_read(model, optimizer, average) if optimizer.sparse else None,
         )
 
     return config, config.task.assemble(model, learner)
+
+
+def _rows_read(model: Any, optimizer: Any, average: Any) -> Callable[[Any], dict[str, jax.Array]]:
+    """batch -> the rows that the model reads of the tables that `optimizer.sparse` names."""
+    if not hasattr(model, "rows"):
+        kind = getattr(model, "kind", type(model).__name__)
+        raise ConfigError(f"optimizer.sparse: a model of kind {kind!r} has no tables that it only looks up")
+    if not isinstance(average, NoAverage):
+        raise ConfigError(f"average.kind: {average.kind!r} needs whole tables; leave it out, or optimizer.sparse")
+
+    def rows(batch):
+        read = model.rows(batch["x"])
+        if other := [pattern for pattern in optimizer.sparse if not any(matches([pattern], path) for path in read)]:
+            raise ConfigError(f"optimizer.sparse: pattern {other[0]!r} matches no table; there are: {', '.join(read)}")
+        return {path: ids for path, ids in read.items() if matches(optimizer.sparse, path)}
+
+    return rows
 
 
 def _with_vocabulary(model: Any, dataset: Dataset) -> Any:

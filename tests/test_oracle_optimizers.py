@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from functrain.metrics import Mean
 from functrain.optim import (
     SGD,
     Adadelta,
@@ -22,6 +23,7 @@ from functrain.optim import (
     Adamax,
     AdamW,
     Exponential,
+    Learner,
     Muon,
     NAdam,
     NAdamW,
@@ -381,3 +383,36 @@ def test_plateau(settings):
     agree(jnp.stack(said), np.array(theirs), RATE)
     agree(jnp.stack(applied), np.array(theirs), RATE)
     assert len(set(theirs)) > 2
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        # torch adds this epsilon before it corrects the bias, in SparseAdam alone
+        (Adam(peak_lr=0.05, epsilon=1e-100), lambda p: torch.optim.SparseAdam(p, lr=0.05, eps=1e-100)),
+        (Adagrad(peak_lr=0.05), lambda p: torch.optim.Adagrad(p, lr=0.05)),
+        (SGD(peak_lr=0.05), lambda p: torch.optim.SGD(p, lr=0.05)),
+    ],
+    ids=["adam", "adagrad", "sgd"],
+)
+def test_sparse_tables_are_torchs_sparse_gradients(ours, theirs):
+    """30 steps on a table of which each reads a few rows, some twice: torch.nn.Embedding(sparse=True)."""
+    start, ids, target = draw(0, 40, 3), np.random.default_rng(1).integers(0, 15, (30, 5)), draw(2, 30, 5, 3)
+    table = torch.nn.Embedding(40, 3, sparse=True, _weight=tensor(start, grad=False))
+    optimizer = theirs(table.parameters())
+
+    def loss(params, state, batch, *, key):
+        rows = params["t"]["table"][batch["rows"]["t/table"]]
+        return Mean(jnp.sum(jnp.square(rows - batch["y"]) * rows), jnp.ones(())), state, {}
+
+    learner = Learner(optimizer=ours, rows=lambda batch: {"t/table": batch["x"]})
+    player = learner.init({"t": {"table": jnp.asarray(start)}})
+    step = jax.jit(lambda player, batch: learner.update(loss, player, {}, batch, key=jax.random.key(0))[0])
+    for x, y in zip(ids, target):
+        player = step(player, {"x": jnp.asarray(x), "y": jnp.asarray(y)})
+        optimizer.zero_grad()
+        rows = table(torch.tensor(x))
+        (torch.square(rows - tensor(y, grad=False)) * rows).sum().backward()
+        optimizer.step()
+        agree(player.params["t"]["table"], table.weight.detach(), STEPS)

@@ -11,9 +11,12 @@ A model without state passes through what it was given. Some have a third, for w
     features(params, state, x, key=None, train=False)    -> (what the last layer is given [batch, features], state)
 
 and some a fourth, where they look up rows of tables and use a table in no other way: which rows those are, by the
-table's path. Then `apply` takes such a dict as `rows`, for params that hold other rows of those tables than all:
+table's path. Then `apply` takes such a dict as `rows` too, which says it anew for the tables that it names: of those,
+params hold a few rows (functrain.optim.sparse).
 
     rows(x)                                              -> {"users/table": integers [batch, ...], ...}
+
+A number below 0 there stands for what nothing is known of, and reads zeros (functrain.layers.embedding.known).
 
 The config of a model has two more, which fit it to data and turn it into the model:
 

@@ -15,6 +15,7 @@ from functrain.optim.optimizers import (
     Lion,
     Muon,
     RMSprop,
+    RowwiseAdagrad,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "RAdam",
     "RAdamW",
     "RMSprop",
+    "RowwiseAdagrad",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "Step",

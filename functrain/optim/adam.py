@@ -23,6 +23,8 @@ class Adam(Chain):
     amsgrad: bool = False
     """Divide by the largest second moment so far (Reddi et al. 2018, algorithm 2)."""
 
+    by_row = True
+
     def precondition(self):
         """Bias-corrected moments."""
         if self.amsgrad:

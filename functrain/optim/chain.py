@@ -64,12 +64,15 @@ class Chain(ABC):
     """Pairs [pattern, factor]: the learning rate of parameters, as a multiple; the first that matches; 0 freezes."""
     freeze: tuple[str, ...] = ()
     """Patterns of the parameters that never change."""
+    sparse: tuple[str, ...] = ()
+    """Patterns of the tables of which a step touches only the rows that its batch reads (see docs/optimizers.md)."""
     lookahead_every: Count = 0
     """Updates after which slow weights move towards the parameters and replace them (Zhang et al. 2019); 0 is off."""
     lookahead_share: Fraction = 0.5
     """How far the slow weights move, as a share of the way."""
 
     decoupled = False  # whether weight decay skips the preconditioner
+    by_row = False  # whether what it does to a row of an array depends on that row alone, now and before
 
     @abstractmethod
     def precondition(self) -> list[optax.GradientTransformation]:
@@ -124,7 +127,14 @@ class Chain(ABC):
     def check(self, params: Any, section: str = "optimizer") -> None:
         """Raises a ConfigError where a pattern matches no parameter, or a parameter is left out."""
         factors = tuple(pattern for pattern, _ in self.rates)
-        for key, patterns in (("decay", self.decay), ("freeze", self.freeze), ("rates", factors)):
+        if self.sparse:
+            self._check_sparse(section)
+        for key, patterns in (
+            ("decay", self.decay),
+            ("freeze", self.freeze),
+            ("rates", factors),
+            ("sparse", self.sparse),
+        ):
             try:
                 tree.select(patterns, params)
             except ValueError as error:
@@ -171,6 +181,14 @@ class Chain(ABC):
         """The state of the chain's stage of that kind, or None."""
         stages = optimizer_state[0].inner_state if self._freezes else optimizer_state
         return next((state for state in stages if isinstance(state, kind)), None)
+
+    def _check_sparse(self, section: str) -> None:
+        """Raises a ConfigError where rows that a batch does not read would have to change, or be looked at."""
+        if not self.by_row:
+            raise ConfigError(f"{section}.sparse: {getattr(self, 'kind', '')!r} treats no row of a table by itself")
+        for key in ("lookahead_every", "clip_adaptive"):
+            if getattr(self, key):
+                raise ConfigError(f"{section}.{key}: it needs whole tables; leave it out, or {section}.sparse")
 
     # -- patterns ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Accumulation, precision, loss scale, estimator, optimizer, average and the guard
 once, for every task.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from jax import lax
 from functrain import tree
 from functrain.autodiff import Reverse
 from functrain.metrics import Mean
+from functrain.optim import sparse
 from functrain.optim.average import NoAverage
 from functrain.optim.objective import objective
 from functrain.optim.optimizers import AdamW
@@ -58,6 +60,11 @@ class Learner:
     average: Any = field(default_factory=NoAverage)
     accumulate: int = 1
     norms: bool = False  # whether metrics carry the norms of gradient, update and parameters by leaf
+    rows: Callable[[Any], Mapping[str, jax.Array]] | None = None
+    """batch -> {path of a table: the rows that it reads}, where nothing else of the table is touched.
+
+    The loss is then given parameters with those rows alone, and a batch that says under "rows" where each stands.
+    """
 
     def init(self, params: Any) -> Player:
         """A player at the start: these parameters, and the optimizer's first state, in at least float32."""
@@ -77,6 +84,15 @@ class Learner:
           The player, the loss's state, and metrics: the loss's own with `loss`, `gradient_norm` (before clipping)
           and `learning_rate`. A skipped step counts in none of them.
         """
+        if self.rows is None:
+            return self._update(loss, player, state, batch, key=key)
+        found = sparse.touched(self.rows(batch), player.params)
+        batch = batch | {"rows": found.positions}
+        learned, state, metrics = self._update(loss, sparse.take(player, found), state, batch, key=key)
+        return sparse.put(player, learned, found), state, metrics
+
+    def _update(self, loss, player, state, batch, *, key):
+        """`update`, of all the parameters that the player holds."""
         old, scale = player.params, player.scale
         if (trainable := self.optimizer.trainable(old)) is not None:
             loss = _frozen(loss, trainable)

@@ -11,7 +11,7 @@ import optax
 from pydantic import Field
 
 from functrain import tree
-from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, configclass, kinds, off
+from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, Text, configclass, kinds, off
 from functrain.optim import preconditioners, transforms
 from functrain.optim.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam, RAdamW
 from functrain.optim.chain import Chain, Decoupled, matches
@@ -32,6 +32,8 @@ class SGD(Chain):
     nesterov: bool = False
     """Look ahead: the update is g + momentum v (Sutskever et al. 2013)."""
 
+    by_row = True
+
     def precondition(self):
         """The trace of gradients."""
         return [] if off(self.momentum) else [optax.trace(self.momentum, self.nesterov)]  # pyright: ignore
@@ -49,9 +51,28 @@ class Adagrad(Chain):
     epsilon: NonNegative = 1e-10
     """Added to the root (optax adds it inside)."""
 
+    by_row = True
+
     def precondition(self):
         """The sum of squares."""
         return [preconditioners.scale_by_adagrad(self.initial, self.epsilon)]
+
+
+@configclass
+class RowwiseAdagrad(Adagrad):
+    """Adagrad with one sum for each row of a table, of its mean squared gradients: a number where Adagrad keeps a row.
+
+    g / (sqrt(s) + epsilon), s += mean of g^2 over the row (Mudigere et al. 2022, section 4.1.1; the fused embeddings of
+    PyTorch's FBGEMM). Other arrays are treated as Adagrad does.
+    """
+
+    kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
+    tables: tuple[Text, ...] = ("table$",)
+    """Patterns of the tables."""
+
+    def precondition(self):
+        """The sums of mean squares."""
+        return [preconditioners.scale_by_adagrad(self.initial, self.epsilon, lambda path: matches(self.tables, path))]
 
 
 @configclass
@@ -89,6 +110,8 @@ class RMSprop(Chain):
     convention: Literal["torch", "optax"] = "torch"
     """As torch.optim.RMSprop; or as optax.rmsprop, whose momentum is of steps with their rates in them."""
 
+    by_row = True
+
     def precondition(self):
         """The second moment; in torch's convention momentum of what it scaled."""
         if self.convention == "optax":
@@ -121,6 +144,8 @@ class Lion(Decoupled):
     """How much of the mean is in the update."""
     b2: Fraction = 0.99
     """Decay of the mean of gradients."""
+
+    by_row = True
 
     def precondition(self):
         """The sign."""
@@ -299,6 +324,7 @@ AnyOptimizer = kinds(
     Adam,
     AdamW,
     Adagrad,
+    RowwiseAdagrad,
     Adadelta,
     RMSprop,
     NAdam,

@@ -25,14 +25,26 @@ class AdagradState(NamedTuple):
     total: Any
 
 
-def scale_by_adagrad(initial: Any, epsilon: Any) -> optax.GradientTransformation:
-    """s += g^2; g / (sqrt(s) + epsilon) (Duchi et al. 2011); optax.scale_by_rss adds its epsilon inside the root."""
+def scale_by_adagrad(
+    initial: Any, epsilon: Any, by_row: Callable[[str], bool] = lambda path: False
+) -> optax.GradientTransformation:
+    """s += g^2; g / (sqrt(s) + epsilon) (Duchi et al. 2011); optax.scale_by_rss adds its epsilon inside the root.
+
+    by_row: path -> whether an array keeps one s for each of its rows, to which the row's mean g^2 is added.
+    """
+
+    def row(path, x):
+        """The axes that one sum stands for."""
+        return tuple(range(1, x.ndim)) if by_row(path) else ()
 
     def init(params):
-        return AdagradState(jax.tree.map(lambda p: jnp.full_like(p, initial), params))
+        return AdagradState(
+            tree.map_by_path(lambda path, p: jnp.full_like(p.mean(row(path, p), keepdims=True), initial), params)
+        )
 
     def update(updates, state, params=None):
-        total = jax.tree.map(lambda g, s: s + jnp.square(g), updates, state.total)
+        squares = tree.map_by_path(lambda path, g: jnp.square(g).mean(row(path, g), keepdims=True), updates)
+        total = jax.tree.map(jnp.add, state.total, squares)
         return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + epsilon), updates, total), AdagradState(total)
 
     return optax.GradientTransformation(init, update)

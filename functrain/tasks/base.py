@@ -109,8 +109,9 @@ class OneLoss:
 
 
 def beside(task: Any, batch: Any) -> dict[str, Any]:
-    """What of a batch goes to the task's model by name, beside x."""
-    return {name: batch[name] for name in getattr(task, "beside", ()) if name in batch}
+    """What of a batch goes to the task's model by name, beside x; where a learner says where rows stand, that too."""
+    named = {name: batch[name] for name in getattr(task, "beside", ()) if name in batch}
+    return named | ({"rows": batch["rows"]} if isinstance(batch.get("rows"), dict) else {})
 
 
 def of_player(name: str, metrics: dict[str, Any]) -> dict[str, Any]:
