@@ -24,8 +24,8 @@ from functrain import tree
 class Touched(NamedTuple):
     """The rows of tables that a batch reads.
 
-    rows: of each table, by path, the different ids in ascending order, [as many as there are ids]; filled up with the
-      number of rows that the table has.
+    rows: of each table, by path, the ids in ascending order, [as many as there are]; in the place of one that has been
+      there, or is below 0, the number of rows that the table has.
     positions: where in `rows` each id stands, in the shape of the ids; below 0 where the id is.
     """
 
@@ -53,15 +53,17 @@ def touched(ids: Mapping[str, jax.Array], params: Any) -> Touched:
         count = len(leaves[path])
         key = (id(wanted), count)
         if key not in sorted_once:
-            flat = jnp.where(wanted < 0, count, wanted).reshape(-1)
-            unique, at = jnp.unique(flat, return_inverse=True, size=flat.size, fill_value=count)
-            sorted_once[key] = unique, jnp.where(wanted < 0, -1, at.reshape(wanted.shape))
+            ordered = jnp.sort(jnp.where(wanted < 0, count, wanted).reshape(-1))
+            first = jnp.concatenate([ordered[:1] >= 0, ordered[1:] != ordered[:-1]])
+            # Found by halves: to sort the ids with their places, as jnp.unique does, takes four times as long.
+            at = jnp.searchsorted(ordered, wanted)
+            sorted_once[key] = jnp.where(first, ordered, count), jnp.where(wanted < 0, -1, at)
         rows[path], positions[path] = sorted_once[key]
     return Touched(rows, positions)
 
 
 def take(whole: Any, found: Touched) -> Any:
-    """The tree with the rows alone of every leaf whose path ends with a table's; a row of filling is the last one."""
+    """The tree with the rows alone of every leaf whose path ends with a table's; in place of no row, the last one."""
 
     def taken(path, leaf):
         rows = _rows_of(path, found)
