@@ -9,6 +9,8 @@ sweep is one program and not a loop over users.
     params = explicit_sweep(params, by_user, by_item, mean=..., regularisation=...)     ratings, with biases
     params = implicit_sweep(params, by_user, by_item, regularisation=...)               confidences
 
+Give the buckets to a jitted function as arguments: as constants they would be compiled into it, which takes long.
+
 Parameters are plain arrays: users [users, factors], items [items, factors]; for ratings user_bias [users] and item_bias
 [items] too.
 """
@@ -29,7 +31,7 @@ _MOST_ROWS = 1024
 
 
 class Bucket(NamedTuple):
-    """Rows of like length: blocks of them, the shorter ones filled up.
+    """Rows of like length: two blocks of them or more, the shorter ones filled up.
 
     rows: [blocks, n], their numbers; of filling the number of rows that there are.
     columns: [blocks, n, length], where the entries stand; of filling 0.
@@ -50,8 +52,8 @@ def bucketed(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: t
     shape: rows and columns of the matrix.
 
     >>> [bucket] = bucketed(np.array([2, 0, 2]), np.array([1, 3, 0]), np.array([5.0, 4.0, 3.0]), (3, 4))
-    >>> bucket.rows.tolist(), bucket.columns[0, 1, :2].tolist(), bucket.values[0, 1, :2].tolist()
-    ([[0, 2]], [1, 0], [5.0, 3.0])
+    >>> bucket.rows.tolist(), bucket.columns[1, 0, :2].tolist(), bucket.values[1, 0, :2].tolist()
+    ([[0], [2]], [1, 0], [5.0, 3.0])
 
     Raises:
       ValueError: the arrays differ in length, or an index is outside the shape.
@@ -70,8 +72,8 @@ def bucketed(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: t
     buckets = []
     for length in np.unique(lengths[lengths > 0]):
         mine = np.flatnonzero(lengths == length)
-        n = min(len(mine), _MOST_ROWS, max(1, _BLOCK // length))
-        blocks = -(-len(mine) // n)
+        n = min(-(-len(mine) // 2), _MOST_ROWS, max(1, _BLOCK // length))
+        blocks = max(2, -(-len(mine) // n))  # see _solved
         place = np.arange(length)
         there = place < np.pad(counts[mine], (0, blocks * n - len(mine)))[:, None]
         at = np.where(there, np.pad(begins[mine], (0, blocks * n - len(mine)))[:, None] + place, 0)
@@ -182,6 +184,14 @@ def _solved(buckets, fixed, n, normal):
         return cho_solve((jnp.linalg.cholesky(matrix), True), right[..., None])[..., 0]
 
     for bucket in buckets:
-        x = jax.lax.map(block, Bucket(*map(jnp.asarray, bucket)))
-        found = found.at[bucket.rows.reshape(-1)].set(x.reshape(-1, x.shape[-1]), mode="drop")
+        bucket = Bucket(*map(jnp.asarray, bucket))
+
+        def with_block(i, found, bucket=bucket):
+            part = jax.tree.map(lambda x: x[i], bucket)
+            return found.at[part.rows].set(block(part), mode="drop")
+
+        # There must be a loop, and what it finds goes from bucket to bucket. Factorisations that may run at once
+        # wait for one another, each in a thread of the pool that their work is cut over, and on few cores forever
+        # (jaxlib 0.10.2 on a CPU). A loop over one block XLA would unroll: hence two at least, the last perhaps empty.
+        found = jax.lax.fori_loop(0, (bucket.rows < n).any(1).sum(), with_block, found)
     return found

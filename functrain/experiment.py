@@ -119,6 +119,8 @@ class Built:
     @property
     def batch_size(self) -> int:
         """Examples in a step; 0 where there is no data."""
+        if self.dataset is not None and hasattr(self.config.task, "whole"):
+            return len(self.dataset)
         return self.config.data.batch_size if self.config.data else 0
 
     @property
@@ -197,11 +199,13 @@ def build(config: Experiment) -> Built:
     config, task = assemble(config, dataset)
     _check_players(config, task)
 
-    mesh = device_mesh(config.train.devices, batch_size)
+    mesh = device_mesh(_devices(config), batch_size)
     feeds = _feeds(config, dataset, mesh)
     if isinstance(feed := getattr(feeds["train"], "feed", feeds["train"]), Bucketed):  # perhaps augmented
         task = trimmed(task, feed.widths)
-    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    params, drawn = jax.eval_shape(task.init, jax.random.key(0))
+    if dataset is not None and (more := dataset.constants.keys() - tree.by_path(drawn).keys()):
+        raise ConfigError(f"data: it says {min(more)} of each item, for which the model or task has no place")
     for name, learner in task.learners.items():
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None
@@ -316,6 +320,8 @@ def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh)
         arrays = dataset.train if config.data.streamed else replicate(dataset.train, mesh)
         feed = config.data.feed(dataset, arrays, config.train.seed)
     if config.augment:
+        if any(dataset.fields):
+            raise ConfigError("augment: it changes numbers; the data has categories by number")
         scaled = dataclasses.replace(feed, prepare=config.data.scaled)
         feed = Augmented(scaled, config.augment, config.data.normalised, config.train.seed)
         _check_augment(feed, config.task)
@@ -426,6 +432,8 @@ def _with_fields(model: Any, dataset: Dataset, task: Any) -> Any:
     to tell numbers.
     """
     if not hasattr(model, "fields"):
+        if any(dataset.fields) and model.kind not in ("custom", "flax"):
+            raise ConfigError(f"model.kind: {model.kind!r} reads numbers; the data has categories by number")
         return model
     if not dataset.fields:
         raise ConfigError(
@@ -494,6 +502,17 @@ def _program_written_out(config: Experiment, step_flops: int, primitives: set[st
         bucketed = getattr(config.data, "buckets", 1) > 1
         changes["members"] = "in_turn" if bucketed else step.choose_members(loop, train.seeds * state_bytes)
     return dataclasses.replace(config, train=dataclasses.replace(train, **changes))
+
+
+def _devices(config: Experiment) -> int:
+    """Over how many devices a step is cut (0: all); not at all where the task takes the data whole."""
+    if not hasattr(config.task, "whole"):
+        return config.train.devices
+    if config.train.devices > 1:
+        raise ConfigError(f"train.devices: found {config.train.devices}; task.kind = {config.task.kind!r} takes one")
+    if config.augment:
+        raise ConfigError(f"augment: task.kind = {config.task.kind!r} takes the data as they are; leave it out")
+    return 1
 
 
 def _check_players(config: Experiment, task: Any) -> None:

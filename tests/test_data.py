@@ -491,6 +491,141 @@ def test_weights(tmp_path):
     mistake(table(tmp_path, "w,x,label\n1,1,a\n,2,b\n", weight="w").load, "a.csv: line 3: column 'w': missing")
 
 
+def in_order(source, made):
+    """The training part's x in the order of the file's rows."""
+    n = len(made.train["x"])
+    rows = source.split({"row": np.arange(n)}, {"test": {"row": np.arange(1)}})["train"]["row"]
+    x = np.empty_like(made.train["x"])
+    x[rows] = made.train["x"]
+    return x
+
+
+def test_categories_by_number(tmp_path):
+    """One column of x for a column of categories: its number, missing and others after the rest, -1 for unseen ones."""
+    source = table(tmp_path, normalise="none", categories="numbers")
+    made = source.load()
+    assert made.fields == (0, 0, 4, 0, 0)  # age and whether it is missing, city, height and whether it is missing
+    assert made.train["x"].dtype == np.float32
+    cities = [0, 2, 0, 3, 1]  # Bonn, Rome, Ulm, missing
+    expected = np.array([[20, 0], [30, 0], [40, 0], [35, 1], [60, 0.0]])
+    np.testing.assert_array_equal(in_order(source, made)[:, :3], np.column_stack([expected, cities]))
+    np.testing.assert_array_equal(made.test["x"][:, 2], [-1, 3])  # Oslo, missing
+    run = settled(source, made)
+    np.testing.assert_array_equal(run.read_inputs("b.csv"), made.test["x"])
+    few = table(tmp_path, normalise="none", categories="numbers", max_categories=1)
+    assert few.load().fields == (0, 0, 3, 0, 0)
+    np.testing.assert_array_equal(in_order(few, few.load())[:, 2], [0, 2, 0, 1, 2])  # Bonn, missing, others
+    np.testing.assert_array_equal(few.load().test["x"][:, 2], [2, 1])
+    assert table(tmp_path).load().fields == ()
+
+
+@pytest.mark.parametrize("more", [{}, {"hashed": {"c": 3}}, {"max_categories": 2}, {"bucketed": {"n": 3}}])
+def test_one_hot_is_the_number(tmp_path, more):
+    """For every kind of column, 1 in the place of the category's number, and no 1 where that is -1."""
+    text = "c,n,label\n" + "".join(f"{c},{i % 7},{i}.5\n" for i, c in enumerate("aaaabbbccde"))
+    other = "c,n,label\nz,9,1\n?,-1,1\na,?,1\n"
+    numbers = table(tmp_path, text, other, categories="numbers", **more).load()
+    one_hot = table(tmp_path, text, other, **more).load()
+    assert numbers.found == one_hot.found
+    for split in ("train", "test"):
+        at = 0
+        for column, size in zip(numbers.split(split)["x"].T, numbers.fields):
+            width = size or 1
+            part = one_hot.split(split)["x"][:, at : at + width]
+            expected = column[:, None] == np.arange(size) if size else column[:, None]
+            np.testing.assert_array_equal(part, expected)
+            at += width
+        assert at == one_hot.train["x"].shape[1]
+    assert (-1 in numbers.test["x"]) == ("max_categories" not in more)
+
+
+def test_hashed_categories(tmp_path):
+    """The place is the hash of the text, the same for ever; unseen ones have one; what is missing has its own."""
+
+    digests = {
+        "Köln": "a9b862ce85040280",
+        "07": "2c2eb8f9ebe6597c",
+        "7": "e75017cace788f82",
+        "Rome": "9c8d976daa3afef0",
+    }
+    digests["Oslo"] = "5db7be70fe92f0fc"  # as GNU coreutils' b2sum -l 64 gives them
+
+    def place(text, buckets):
+        return int.from_bytes(bytes.fromhex(digests[text]), "little") % buckets
+
+    cells = ["Köln", "", "07", "7", "Köln", "Rome"]
+    text = "c,label\n" + "".join(f"{c},{i}.5\n" for i, c in enumerate(cells))
+    source = table(tmp_path, text, "c,label\nOslo,1\n?,1\n", hashed={"c": 10}, categories="numbers")
+    made = source.load()
+    assert made.fields == (11,)
+    np.testing.assert_array_equal(in_order(source, made)[:, 0], [place(c, 10) if c else 10 for c in cells])
+    assert len({place(c, 10) for c in digests}) > 2
+    np.testing.assert_array_equal(made.test["x"][:, 0], [place("Oslo", 10), 10])
+    assert settled(source, made).describe()["c"] == "hashed, 10 buckets, 1 missing in training"
+    assert settled(source, made).encode([{"c": "Oslo"}]).tolist() == [[place("Oslo", 10)]]
+    never = table(tmp_path, text.replace("\n,", "\nUlm,"), "c,label\n?,1\n", hashed={"c": 10}, categories="numbers")
+    assert never.load().fields == (10,)
+    assert never.load().test["x"].tolist() == [[-1]]
+
+
+def test_numbers_cut_into_buckets(tmp_path):
+    """As many training rows in each; a boundary belongs to the bucket below; fewer where rows tie; none is empty."""
+
+    def cut(values, buckets, other=(1,)):
+        text, more = ("x,label\n" + "".join(f"{value},0\n" for value in cells) for cells in (values, other))
+        source = table(tmp_path, text, more, bucketed={"x": buckets}, categories="numbers", target_kind="number")
+        made = source.load()
+        return made, in_order(source, made)[:, 0].tolist()
+
+    values = np.random.default_rng(0).permutation(100) / 4
+    made, x = cut(values, 4, [-5, 6, 6.1, 12, 30, 18.0])
+    assert made.fields == (4,)
+    assert x == (values * 4 // 25).tolist()
+    assert made.found["columns"][0].boundaries == (6.0, 12.25, 18.5)
+    assert made.test["x"][:, 0].tolist() == [0, 0, 1, 1, 3, 2]
+    made, x = cut([0] * 17 + [5, 7, 9], 10)
+    assert made.found["columns"][0].boundaries == (0.0, 5.0)
+    assert x == [0] * 17 + [1, 2, 2]
+    made, x = cut([3, 2] + [9] * 18, 4)  # many rows at the largest number
+    assert x == [0, 0] + [1] * 18
+    made, x = cut([4, 4, 4], 5, [3, 4, 5])
+    assert (made.fields, made.test["x"].tolist()) == ((1,), [[0], [0], [0]])
+    for buckets in (2, 3, 7, 50):
+        made, x = cut([1.5, 2.5, 2.5, "", -1e9, 1e9, "NA"], buckets, ["?", 0])
+        found = made.found["columns"][0]
+        assert sorted(set(x)) == list(range(made.fields[0]))
+        assert made.fields[0] == len(found.boundaries) + 2 <= buckets + 1
+        assert made.test["x"][0] == x[3] == x[6] == made.fields[0] - 1
+    made, _ = cut([1, 2, 3], 3, ["?"])
+    assert made.test["x"].tolist() == [[-1]]
+    assert [c.describe() for c in made.found["columns"]] == ["bucketed, 3 buckets cut at 1, 2, 0 missing in training"]
+
+
+def test_buckets_are_of_the_training_rows(tmp_path):
+    """Numbers of the rows kept apart move no boundary, and a run keeps those that it found."""
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=60)
+    source = table(tmp_path, "", test_path="", test=0.25, validation=0.25, bucketed={"x": 5}, categories="numbers")
+
+    def write(numbers):
+        (tmp_path / "a.csv").write_text(
+            "x,label\n" + "".join(f"{n!r},{i % 2}\n" for i, n in enumerate(numbers.tolist()))
+        )
+
+    write(numbers)
+    made, parts = source.load(), source.split({"row": np.arange(60)})
+    train = np.sort(numbers[parts["train"]["row"]])
+    assert made.found["columns"][0].boundaries == tuple(train[[5, 11, 17, 23]].tolist())  # 30 rows, 6 in each
+    assert np.bincount(made.train["x"][:, 0].astype(int)).tolist() == [6] * 5
+    run = settled(source, made)
+    numbers[parts["test"]["row"]] += 100
+    write(numbers)
+    assert source.load().found == made.found
+    write(numbers * 2)
+    assert run.load().found["columns"] == made.found["columns"]
+    assert run.encode([{"x": float(train[5])}, {"x": float(np.nextafter(train[5], 9))}]).tolist() == [[0], [1]]
+
+
 WRONG = [
     ("a,label\n1,x\n2\n", {}, ["a.csv: line 3: 1 cells; expected 2"]),
     ("a,label\n", {}, ["a.csv: no rows"]),
@@ -510,6 +645,15 @@ WRONG = [
     ("a,b,label\n?,1,x\nNA,2,y\n", {}, ["column 'a' is missing in every training row; add it to drop"]),
     ('a,label\n1,x\n"2"3,y\n', {}, ["a.csv: line 3: "]),
     ("a,label\n1,x\n2,y\n", {"target_kind": "number"}, ["line 2: column 'label': found 'x'; expected a number"]),
+    ("a,label\n1,x\n2,y\n", {"hashed": {"z": 5}}, ["data.hashed: no column 'z' in data.path: a.csv; it has: a, label"]),
+    ("a,label\n1,x\n2,y\n", {"bucketed": {"z": 5}}, ["data.bucketed: no column 'z'"]),
+    ("a,label\n1,x\nb,y\n", {"bucketed": {"a": 5}}, ["line 3: column 'a': found 'b'; expected a number"]),
+    ("a,b,label\n?,1,x\n?,2,y\n", {"hashed": {"a": 5}}, ["column 'a' is missing in every training row"]),
+    (
+        "b,a,label\n1,1,x\n2,2,y\n",
+        {"hashed": {"a": 2**24 + 1, "b": 9}, "categories": "numbers"},
+        ["data.path: a.csv: column 'a': 16777217 categories; expected at most 16777216"],
+    ),
     ("a,label\n1,x\n2,y\n", {"class_names": ["x"]}, ["line 3: column 'label': found 'y'", "one of the classes: x"]),
     ("a,label\n" + "1" * 200_000 + ",x\n", {}, ["a.csv: line 2: field larger"]),
 ]
@@ -535,6 +679,12 @@ def test_bad_rows_of_another_file_and_bad_settings(tmp_path):
         ({"names": ["a"]}, "names: found some; expected none where header = true"),
         ({"drop": ["label"]}, "drop: column 'label' is in target too"),
         ({"numeric": ["age"], "categorical": ["age"]}, "categorical: column 'age' is in numeric too"),
+        ({"hashed": {"age": 1}}, "hashed.age: found 1; expected at least 2 buckets"),
+        ({"bucketed": {"age": 1}}, "bucketed.age: found 1; expected at least 2 buckets"),
+        ({"hashed": {"age": 9}, "categorical": ["age"]}, "hashed: column 'age' is in categorical too"),
+        ({"hashed": {"age": 9}, "bucketed": {"age": 9}}, "bucketed: column 'age' is in hashed too"),
+        ({"bucketed": {"label": 9}}, "bucketed: column 'label' is in target too"),
+        ({"categories": "number"}, "categories: found"),
         ({"target": []}, "target"),
         ({"target": 5}, "target: found 5; expected an array"),
         ({"normalise": "std"}, 'normalise: found "std"; expected'),

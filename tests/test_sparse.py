@@ -185,6 +185,8 @@ def test_rows_that_are_taken_come_back():
     expected[[0, 3, 6]] *= -1
     np.testing.assert_array_equal(back["mu"]["a"]["table"], expected)
     np.testing.assert_array_equal(back["mu"]["kernel"], -params["kernel"])
+    beyond = sparse.touched({"b/table": jnp.array([2, 7, 99])}, params)
+    assert beyond.positions["b/table"].tolist() == [0, 3, 3]  # no row of what is taken: nan, as in the whole table
     with pytest.raises(ValueError, match="c/table: no such table; there are: a/table, b/table, kernel"):
         sparse.touched({"c/table": ids}, params)
 

@@ -19,6 +19,7 @@ from functrain.data.pairs import MnistPairs
 from functrain.data.parallel import ParallelText
 from functrain.data.questions import Questions
 from functrain.data.random import Random
+from functrain.data.ratings import Ratings
 from functrain.data.scenes import MnistScenes
 from functrain.data.sentences import LabelledText, Polarity
 from functrain.data.sounds import JoinedSounds, SoundFiles
@@ -32,6 +33,7 @@ AnyData = kinds(
     Known,
     Idx,
     Csv,
+    Ratings,
     TextFile,
     PythonSource,
     TokenFile,
@@ -90,6 +92,7 @@ __all__ = [
     "PythonSource",
     "Questions",
     "Random",
+    "Ratings",
     "SoundFiles",
     "Stream",
     "TextFile",

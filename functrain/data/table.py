@@ -1,4 +1,4 @@
-"""Tables in CSV files: numeric columns standardised, categories one-hot, missing cells said to be missing.
+"""Tables in CSV files: numeric columns standardised, categories one-hot or by number, missing cells said to be missing.
 
 What the training part shows of each column (its median, its categories) is kept in the source's settings as `columns`,
 so that new rows are encoded in the same way, without the data.
@@ -7,8 +7,8 @@ so that new rows are encoded in the same way, without the data.
 import collections
 import csv
 import dataclasses
+import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field
 
 from functrain.config import ConfigError, Count, Positive, Size, Text, configclass, kinds
 from functrain.data.base import Split
+from functrain.data.cells import number_in, short, short_list
 from functrain.data.dataset import SPLITS, Dataset, dataset, find
 
 # pyright: reportInvalidTypeForm=false
@@ -25,6 +26,8 @@ from functrain.data.dataset import SPLITS, Dataset, dataset, find
 
 _MOST_CLASSES = 20
 """Different whole numbers up to which a target is taken for a class."""
+_MOST_CATEGORIES = 2**24
+"""Categories of a column by number at most: float32 tells all whole numbers up to there apart."""
 
 
 @configclass
@@ -48,8 +51,13 @@ class Numeric:
         """Columns of x."""
         return 2 if self.missing else 1
 
-    def encode(self, cells: "_Cells") -> np.ndarray:
-        """x [n, width] float32."""
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """How many categories each column of x has: none."""
+        return (0,) * self.width
+
+    def encode(self, cells: "_Cells", categories: str = "one_hot") -> np.ndarray:
+        """x [n, width] float32, whatever is done with categories."""
         numbers = cells.numbers()
         gone = np.isnan(numbers)
         x = (np.where(gone, self.median, numbers) - self.centre) / self.spread
@@ -60,9 +68,37 @@ class Numeric:
         return f"numeric, median {self.median:.6g}, {self.missing} missing in training"
 
 
+class _Categories:
+    """What columns of categories share. A subclass says how many there are, and which one a cell is.
+
+    size: how many categories; what is missing and what is rare may be one.
+    category(cells): [n] integers, the number of each row's category from 0, or -1 for one that has no place.
+    """
+
+    size: int
+
+    @property
+    def fields(self) -> tuple[int, ...]:
+        """How many categories each column of x has, where they are numbers."""
+        return (self.size,)
+
+    def category(self, cells: "_Cells") -> np.ndarray:
+        raise NotImplementedError
+
+    def encode(self, cells: "_Cells", categories: str = "one_hot") -> np.ndarray:
+        """x float32: "numbers" [n, 1], or "one_hot" [n, size], at most one 1 in a row."""
+        at = self.category(cells)
+        if categories == "numbers":
+            return at[:, None].astype(np.float32)
+        known = np.flatnonzero(at >= 0)
+        x = np.zeros((len(at), self.size), np.float32)
+        x[known, at[known]] = 1.0
+        return x
+
+
 @configclass
-class Categorical:
-    """A column of categories: 1 in the place of its own, then one place for missing and one for all others."""
+class Categorical(_Categories):
+    """A column of categories: a place for each, then one for missing and one for all others."""
 
     kind: Literal["categorical"] = "categorical"
     name: str
@@ -72,22 +108,18 @@ class Categorical:
     categories: tuple[str, ...] = ()
     """The categories of the training rows that have a place of their own."""
     other: bool = False
-    """Whether there is a place for all others; without it they are zeros."""
+    """Whether there is a place for all others; without it they have none."""
 
     @property
-    def width(self) -> int:
-        """Columns of x."""
+    def size(self) -> int:
+        """How many places there are."""
         return len(self.categories) + bool(self.missing) + self.other
 
-    def encode(self, cells: "_Cells") -> np.ndarray:
-        """x [n, width] float32, at most one 1 in a row."""
+    def category(self, cells: "_Cells") -> np.ndarray:
+        """[n] integers; see `_Categories`."""
         places = {category: i for i, category in enumerate(self.categories)}
-        other = self.width - 1 if self.other else self.width  # one past the end is cut off
-        missing = len(self.categories) if self.missing else other
-        at = cells.look_up(places, missing, other)
-        x = np.zeros((len(at), self.width + 1), np.float32)
-        x[np.arange(len(at)), at] = 1.0
-        return x[:, :-1]
+        other = self.size - 1 if self.other else -1
+        return cells.look_up(places, len(self.categories) if self.missing else other, other)
 
     def describe(self) -> str:
         """A line for a person."""
@@ -95,8 +127,72 @@ class Categorical:
         return f"categorical, {len(self.categories)} categories{others}, {self.missing} missing in training"
 
 
-AnyColumn = kinds(Numeric, Categorical)
+@configclass
+class Hashed(_Categories):
+    """A column of categories by the hash of their text: unseen ones have a place too, and different ones may share it.
+
+    The hash is BLAKE2b of the text as UTF-8, 8 bytes, the lowest first: the same on every machine. Weinberger et al.
+    2009, "Feature Hashing for Large Scale Multitask Learning".
+    """
+
+    kind: Literal["hashed"] = "hashed"
+    name: str
+    """The column's name."""
+    missing: Count = 0
+    """Training rows without a category; where there are any, missing is a category after the buckets."""
+    buckets: Size
+    """How many places the hashes have."""
+
+    @property
+    def size(self) -> int:
+        """How many places there are."""
+        return self.buckets + bool(self.missing)
+
+    def category(self, cells: "_Cells") -> np.ndarray:
+        """[n] integers; see `_Categories`."""
+        places = {cell: _hash(cell) % self.buckets for cell in cells.values}
+        return cells.look_up(places, self.buckets if self.missing else -1, -1)
+
+    def describe(self) -> str:
+        """A line for a person."""
+        return f"hashed, {self.buckets} buckets, {self.missing} missing in training"
+
+
+@configclass
+class Bucketed(_Categories):
+    """A column of numbers cut into categories: number i lies above i boundaries, and at most at the next."""
+
+    kind: Literal["bucketed"] = "bucketed"
+    name: str
+    """The column's name."""
+    missing: Count = 0
+    """Training rows without a number; where there are any, missing is a category after the buckets."""
+    boundaries: tuple[float, ...] = ()
+    """Where the column is cut, rising; each belongs to the bucket below it."""
+
+    @property
+    def size(self) -> int:
+        """How many places there are."""
+        return len(self.boundaries) + 1 + bool(self.missing)
+
+    def category(self, cells: "_Cells") -> np.ndarray:
+        """[n] integers; see `_Categories`."""
+        numbers = cells.numbers()
+        at = np.searchsorted(self.boundaries, numbers, side="left")
+        return np.where(np.isnan(numbers), len(self.boundaries) + 1 if self.missing else -1, at)
+
+    def describe(self) -> str:
+        """A line for a person."""
+        cuts = short_list(f"{cut:.6g}" for cut in self.boundaries)
+        buckets = f"{len(self.boundaries) + 1} buckets cut at {cuts}" if cuts else "1 bucket"
+        return f"bucketed, {buckets}, {self.missing} missing in training"
+
+
+AnyColumn = kinds(Numeric, Categorical, Hashed, Bucketed)
 """What is known of a column."""
+_Column = Numeric | Categorical | Hashed | Bucketed
+_NAMING = ("drop", "numeric", "categorical", "hashed", "bucketed")
+"""Settings that name columns, each of which may stand in one of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +222,7 @@ class _Cells:
 
     def numbers(self) -> np.ndarray:
         """[n] float64, NaN where missing."""
-        table = {cell: number for cell in self.values if (number := _number(cell)) is not None}
+        table = {cell: number for cell in self.values if (number := number_in(cell)) is not None}
         numbers = self.look_up(table, math.nan, math.inf)  # a cell gives no infinity itself
         if wrong := np.flatnonzero(np.isinf(numbers)).tolist():
             raise self.mistake(wrong[0], "a number")
@@ -135,7 +231,7 @@ class _Cells:
     def mistake(self, row: int, expected: str) -> ConfigError:
         """What to raise for the cell of one row."""
         code = self.codes[row]
-        found = "missing" if self.gone[code] else f"found {_short(self.values[code])}"
+        found = "missing" if self.gone[code] else f"found {short(self.values[code])}"
         return ConfigError(f"{self.file}: line {self.lines[row]}: column {self.name!r}: {found}; expected {expected}")
 
 
@@ -152,7 +248,7 @@ class _Rows:
 
     def __getitem__(self, name: str) -> _Cells:
         if name not in self.columns:
-            raise ConfigError(f"{self.file}: no column {name!r}; it has: {_short_list(self.columns)}")
+            raise ConfigError(f"{self.file}: no column {name!r}; it has: {short_list(self.columns)}")
         return self.columns[name]
 
 
@@ -163,7 +259,7 @@ def _listed(value: Any) -> Any:
 
 @configclass
 class Csv(Split):
-    """A table in a CSV file: numbers standardised, categories one-hot, by what the training rows say."""
+    """A table in a CSV file: numbers standardised, categories one-hot or by number, by what the training rows say."""
 
     kind: Literal["csv"] = "csv"
     path: Text
@@ -200,6 +296,12 @@ class Csv(Split):
     """Columns that are numbers; by itself, one is if all its training cells are."""
     categorical: tuple[str, ...] = ()
     """Columns that are categories although they look like numbers."""
+    hashed: dict[str, Size] = dataclasses.field(default_factory=dict)
+    """Columns whose categories are hashes of their text, and into how many buckets, such as { "city" = 1000 }."""
+    bucketed: dict[str, Size] = dataclasses.field(default_factory=dict)
+    """Columns of numbers to be categories, cut into so many buckets of as many training rows; fewer where rows tie."""
+    categories: Literal["one_hot", "numbers"] = "one_hot"
+    """How x holds a category: a column for each, or all as one column of numbers, which models with tables look up."""
     normalise: Literal["none", "standard", "range"] = "standard"
     """standard: numbers less their mean, over their deviation; range: to 0..1; both by column."""
     min_count: Size = 1
@@ -218,14 +320,21 @@ class Csv(Split):
         if self.header and self.names:
             raise ValueError("names: found some; expected none where header = true")
         named = [("target", c) for c in _listed(self.target)] + [("weight", self.weight)] * bool(self.weight)
-        named += [(key, c) for key in ("drop", "numeric", "categorical") for c in getattr(self, key)]
+        named += [(key, c) for key in _NAMING for c in getattr(self, key)]
         first: dict[str, str] = {}
         for key, column in named:
             if first.setdefault(column, key) != key:
                 raise ValueError(f"{key}: column {column!r} is in {first[column]} too")
+        for key in ("hashed", "bucketed"):
+            for column, buckets in getattr(self, key).items():
+                if buckets < 2:
+                    raise ValueError(f"{key}.{column}: found {buckets}; expected at least 2 buckets")
 
     def load(self) -> Dataset:
-        """x [n, columns] float32; y [n] in 0..classes - 1, or [n] or [n, targets] float32; weight [n]."""
+        """x [n, columns] float32; y [n] in 0..classes - 1, or [n] or [n, targets] float32; weight [n].
+
+        Where categories are numbers, the data set has `fields`: how many there are in each column of x.
+        """
         tables = {"train": self._read("data.path", self.path)}
         for split in SPLITS[1:]:
             if path := getattr(self, f"{split}_path"):
@@ -240,11 +349,18 @@ class Csv(Split):
 
         settled = self if self.columns else dataclasses.replace(self, columns=self._learn(first, rows["train"]))
         settled = settled._settle_target(first)
+        fields = tuple(size for column in settled.columns for size in column.fields)
+        if self.categories == "numbers" and max(fields) > _MOST_CATEGORIES:
+            name = next(column.name for column in settled.columns if max(column.fields) > _MOST_CATEGORIES)
+            raise ConfigError(
+                f"{first.file}: column {name!r}: {max(fields)} categories; expected at most {_MOST_CATEGORIES} "
+                'where data.categories = "numbers"'
+            )
         whole = {split: settled._arrays(table) for split, table in tables.items()}
         splits = {split: {key: a[rows[split]] for key, a in whole.get(split, whole["train"]).items()} for split in rows}
         found = {key: getattr(settled, key) for key in ("columns", "class_names", "target_kind")}
         made = dataset(f"data.path: {self.path}", splits, len(settled.class_names))
-        return dataclasses.replace(made, found=found)
+        return dataclasses.replace(made, found=found, fields=fields if self.categories == "numbers" else ())
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """x [n, columns] of new rows, each a dict of cells by column; in a run, whose settings have `columns`.
@@ -259,7 +375,7 @@ class Csv(Split):
         columns = {}
         for name in (column.name for column in self.columns):
             if lacking := [i for i, row in enumerate(rows) if name not in row]:
-                raise ConfigError(f"row {lacking[0]}: no column {name!r}; it has: {_short_list(rows[lacking[0]])}")
+                raise ConfigError(f"row {lacking[0]}: no column {name!r}; it has: {short_list(rows[lacking[0]])}")
             columns[name] = ["" if row[name] is None else str(row[name]) for row in rows]
         return self._inputs(self._rows("rows", columns, np.arange(len(rows))))
 
@@ -272,14 +388,14 @@ class Csv(Split):
     def describe(self) -> dict[str, str]:
         """A line for each column, and for the target."""
         lines = {column.name: column.describe() for column in self.columns}
-        names = f"classes: {_short_list(self.class_names)}" if self.class_names else "numbers"
+        names = f"classes: {short_list(self.class_names)}" if self.class_names else "numbers"
         return lines | {", ".join(_listed(self.target)): f"target, {names}"}
 
     def _inputs(self, table: _Rows) -> np.ndarray:
         parts = []
         for column in self.columns:
             with np.errstate(over="ignore"):
-                part = column.encode(table[column.name])
+                part = column.encode(table[column.name], self.categories)
             if wrong := np.flatnonzero(~np.isfinite(part).all(1)).tolist():
                 raise table[column.name].mistake(wrong[0], "a number that float32 can hold")
             parts.append(part)
@@ -304,7 +420,7 @@ class Csv(Split):
         if self.target_kind == "class":
             labels = targets[0].look_up({name: i for i, name in enumerate(self.class_names)}, -1, -1)
             if wrong := np.flatnonzero(labels < 0).tolist():
-                raise targets[0].mistake(wrong[0], f"one of the classes: {_short_list(self.class_names)}")
+                raise targets[0].mistake(wrong[0], f"one of the classes: {short_list(self.class_names)}")
             return labels.astype(np.int32)
         y = np.stack([cells.numbers() for cells in targets], 1) / self.target_unit
         return (y if len(targets) > 1 else y[:, 0]).astype(np.float32)
@@ -314,7 +430,7 @@ class Csv(Split):
         targets = [table[name] for name in _listed(self.target)]
         kind = self.target_kind
         if kind == "auto":
-            numbers = [_number(cell) for cell in targets[0].counts()]
+            numbers = [number_in(cell) for cell in targets[0].counts()]
             whole = all(n is not None and n.is_integer() for n in numbers) and len(numbers) <= _MOST_CLASSES
             is_class = len(targets) == 1 and (whole or None in numbers or bool(self.class_names))
             kind = "class" if is_class else "number"
@@ -324,7 +440,7 @@ class Csv(Split):
             raise ConfigError(f'data.target: found {len(targets)} columns; expected one where target_kind = "class"')
         return dataclasses.replace(self, target_kind=kind, class_names=self.class_names or _sorted(targets[0]))
 
-    def _learn(self, table: _Rows, rows: np.ndarray) -> tuple[Numeric | Categorical, ...]:
+    def _learn(self, table: _Rows, rows: np.ndarray) -> tuple[_Column, ...]:
         """What the training rows say of each column of the inputs."""
         others = {*_listed(self.target), self.weight, *self.drop}
         columns = [self._learn_column(table[name].take(rows)) for name in table.columns if name not in others]
@@ -332,13 +448,17 @@ class Csv(Split):
             raise ConfigError(f"{table.file}: no columns are left for the inputs")
         return tuple(columns)
 
-    def _learn_column(self, cells: _Cells) -> Numeric | Categorical:
+    def _learn_column(self, cells: _Cells) -> _Column:
         counts = cells.counts()
         present = sum(counts.values())
         missing = len(cells.codes) - present
         if not present:
             raise ConfigError(f"{cells.file}: column {cells.name!r} is missing in every training row; add it to drop")
-        text = {cell: 1 for cell in counts if _number(cell) is None}
+        if cells.name in self.hashed:
+            return Hashed(name=cells.name, missing=missing, buckets=self.hashed[cells.name])
+        if cells.name in self.bucketed:
+            return self._learn_buckets(cells, missing)
+        text = {cell: 1 for cell in counts if number_in(cell) is None}
         numeric = present - sum(counts[cell] for cell in text)
         if cells.name in self.numeric or (cells.name not in self.categorical and not text):
             return self._learn_numbers(cells, missing)
@@ -365,14 +485,27 @@ class Csv(Split):
             raise ConfigError(f"{cells.file}: column {cells.name!r}: numbers too large to be normalised")
         return Numeric(name=cells.name, missing=missing, median=median, centre=centre, spread=spread)
 
+    def _learn_buckets(self, cells: _Cells, missing: int) -> Bucketed:
+        """Cut at the quantiles k / buckets of the training rows, each the number of a row: no bucket is empty."""
+        numbers = cells.numbers()
+        numbers = numbers[~np.isnan(numbers)]
+        below = numbers[numbers < numbers.max()]
+        if not len(below):
+            return Bucketed(name=cells.name, missing=missing)
+        buckets = self.bucketed[cells.name]
+        cuts = np.quantile(numbers, np.arange(1, buckets) / buckets, method="inverted_cdf")
+        # A cut at the largest number would have nothing above it; where many rows tie there, they get a bucket.
+        boundaries = np.unique(np.minimum(cuts, below.max())).tolist()
+        return Bucketed(name=cells.name, missing=missing, boundaries=tuple(boundaries))
+
     def _check_names(self, table: _Rows) -> None:
         named = {"target": _listed(self.target), "weight": [self.weight] * bool(self.weight)}
-        named |= {key: getattr(self, key) for key in ("drop", "numeric", "categorical")}
+        named |= {key: getattr(self, key) for key in _NAMING}
         for key, names in named.items():
             for name in names:
                 if name not in table.columns:
                     raise ConfigError(
-                        f"data.{key}: no column {name!r} in {table.file}; it has: {_short_list(table.columns)}"
+                        f"data.{key}: no column {name!r} in {table.file}; it has: {short_list(table.columns)}"
                     )
 
     def _read(self, key: str, path: str, exact: bool = False) -> _Rows:
@@ -435,26 +568,12 @@ class Csv(Split):
             raise ConfigError(f"{where}: column {twice[0]!r} is there twice")
 
 
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-
-
-def _number(cell: str) -> float | None:
-    """The number; None where it is none, or beyond float64. Python's float() takes 1_000 and infinity too."""
-    number = float(cell) if _NUMBER.fullmatch(cell) else math.inf
-    return number if math.isfinite(number) else None
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _sorted(cells: _Cells) -> tuple[str, ...]:
     """The different cells, in the order of numbers where all are numbers."""
     present = sorted(cells.counts())
-    numbers = [_number(cell) for cell in present]
+    numbers = [number_in(cell) for cell in present]
     return tuple(present) if None in numbers else tuple(sorted(present, key=float))
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _short_list(names: Any) -> str:
-    text = ", ".join(map(str, names))
-    return text if len(text) <= 160 else text[:157] + "..."

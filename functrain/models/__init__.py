@@ -8,8 +8,10 @@ from functrain.models.cnn import CNN
 from functrain.models.custom import CustomModel
 from functrain.models.cyclegan import CycleGAN
 from functrain.models.dcgan import DCGAN
+from functrain.models.deepfm import DeepFM, FactorizationMachine, LogisticRegression, WideDeep
 from functrain.models.deepspeech import DeepSpeech
 from functrain.models.detector import FCOS
+from functrain.models.factorisation import MF, NCF
 from functrain.models.flax_module import FlaxModel
 from functrain.models.gpt import GPT
 from functrain.models.huggingface import HuggingFace
@@ -55,6 +57,12 @@ AnyModel = kinds(
     DCGAN,
     CycleGAN,
     MAE,
+    LogisticRegression,
+    FactorizationMachine,
+    WideDeep,
+    DeepFM,
+    MF,
+    NCF,
     HuggingFace,
     FlaxModel,
     CustomModel,
@@ -68,7 +76,9 @@ __all__ = [
     "FCOS",
     "GPT",
     "MAE",
+    "MF",
     "MLP",
+    "NCF",
     "NIN",
     "VAE",
     "VGG",
@@ -77,12 +87,15 @@ __all__ = [
     "CIFARResNet",
     "CustomModel",
     "CycleGAN",
+    "DeepFM",
     "DeepSpeech",
+    "FactorizationMachine",
     "FlaxModel",
     "HuggingFace",
     "LeNet",
     "Llama",
     "LoRA",
+    "LogisticRegression",
     "Model",
     "Pure",
     "Recurrent",
@@ -93,4 +106,5 @@ __all__ = [
     "UNet",
     "ViT",
     "WaveNet",
+    "WideDeep",
 ]

@@ -26,7 +26,8 @@ class Touched(NamedTuple):
 
     rows: of each table, by path, the ids in ascending order, [as many as there are]; in the place of one that has been
       there, or is below 0, the number of rows that the table has.
-    positions: where in `rows` each id stands, in the shape of the ids; below 0 where the id is.
+    positions: where in `rows` each id stands, in the shape of the ids; below 0 where the id is, and beyond `rows` where
+      the id is beyond the table.
     """
 
     rows: dict[str, jax.Array]
@@ -57,7 +58,8 @@ def touched(ids: Mapping[str, jax.Array], params: Any) -> Touched:
             first = jnp.concatenate([ordered[:1] >= 0, ordered[1:] != ordered[:-1]])
             # Found by halves: to sort the ids with their places, as jnp.unique does, takes four times as long.
             at = jnp.searchsorted(ordered, wanted)
-            sorted_once[key] = jnp.where(first, ordered, count), jnp.where(wanted < 0, -1, at)
+            at = jnp.where(wanted < 0, -1, jnp.where(wanted < count, at, wanted.size))
+            sorted_once[key] = jnp.where(first, ordered, count), at
         rows[path], positions[path] = sorted_once[key]
     return Touched(rows, positions)
 

@@ -1,6 +1,7 @@
 """Tasks: machines with `init`, `update` and `evaluate` (see `base`)."""
 
 from functrain.config import kinds
+from functrain.tasks.als import ALS
 from functrain.tasks.base import OneLoss
 from functrain.tasks.binary import Binary, Multilabel
 from functrain.tasks.classification import Classification
@@ -16,6 +17,7 @@ from functrain.tasks.language import Language
 from functrain.tasks.many import ManyTasks
 from functrain.tasks.masked import MaskedLanguage
 from functrain.tasks.masked_autoencoder import MaskedAutoencoder
+from functrain.tasks.recommendation import Recommendation
 from functrain.tasks.regression import Regression
 from functrain.tasks.robust import Robust
 from functrain.tasks.segmentation import Segmentation
@@ -48,11 +50,14 @@ AnyTask = kinds(
     FixMatch,
     SimCLR,
     MaskedAutoencoder,
+    Recommendation,
+    ALS,
     CustomTask,
 )
 """[task]: every task a config can name."""
 
 __all__ = [
+    "ALS",
     "CTC",
     "GAN",
     "AnyTask",
@@ -70,6 +75,7 @@ __all__ = [
     "MaskedLanguage",
     "Multilabel",
     "OneLoss",
+    "Recommendation",
     "Regression",
     "Robust",
     "Segmentation",
