@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--beams", type=int, metavar="N", help="the likeliest text, by beam search, not a drawn one")
     sample.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
 
+    recommend = commands.add_parser("recommend", help="the items that a trained model ranks highest for users, as JSON")
+    recommend.add_argument("run", metavar="RUN", type=Path)
+    recommend.add_argument("users", metavar="USER", nargs="+", help="ids as the data has them")
+    recommend.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    recommend.add_argument("--again", action="store_true", help="items too that the user has in the data")
+    recommend.add_argument("--step", type=int, help="a checkpoint's step (default: the best)")
+
     export = commands.add_parser("export", help="a trained model's weights as a safetensors file, or for Hugging Face")
     export.add_argument("run", metavar="RUN", type=Path)
     export.add_argument("file", metavar="FILE.safetensors", type=Path, help="for huggingface and peft, a folder")
@@ -206,6 +213,16 @@ def _predict(given) -> int:
         x = trained.read_inputs(given.input, shape)
     for row in model.rows(x):
         print(json.dumps(row))
+    return 0
+
+
+def _recommend(given) -> int:
+    from functrain import recommending, runs, trained
+
+    runs.use_compilation_cache()
+    model = trained.load(given.run, given.step)
+    for row in recommending.recommend(model, given.users, given.k, given.again):
+        print(json.dumps(row, ensure_ascii=False))
     return 0
 
 
@@ -358,6 +375,7 @@ _COMMANDS = {
     "train": _train,
     "eval": _evaluate,
     "predict": _predict,
+    "recommend": _recommend,
     "sample": _sample,
     "export": _export,
     "inspect": _inspect,

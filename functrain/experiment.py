@@ -205,7 +205,7 @@ def build(config: Experiment) -> Built:
         task = trimmed(task, feed.widths)
     params, drawn = jax.eval_shape(task.init, jax.random.key(0))
     if dataset is not None and (more := dataset.constants.keys() - tree.by_path(drawn).keys()):
-        raise ConfigError(f"data: it says {min(more)} of each item, for which the model or task has no place")
+        raise ConfigError(f"data: it has {min(more)} of each item; the model and task have no place for that")
     for name, learner in task.learners.items():
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None

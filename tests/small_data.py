@@ -30,6 +30,7 @@ def write_small_data(folder):
     write_polarity(folder / "nltk-sentiment", rng)
     write_multi30k(folder / "multi30k", rng)
     write_digits_said(folder / "fsdd", rng)
+    write_movielens(folder / "ml-100k", rng)
     return folder
 
 
@@ -50,6 +51,14 @@ def write_mnist(folder, rng, train=640, test=160):
         for what, array in (("images-idx3", images), ("labels-idx1", labels)):
             path = folder / f"{name}-{what}-ubyte.gz"
             path.write_bytes(gzip.compress(idx(array), 1, mtime=0))
+
+
+def write_movielens(folder, rng, users=50, items=150, each=30):
+    """MovieLens 100k's u.data: user, item, rating and time with tabs between, and no header."""
+    folder.mkdir(parents=True)
+    rated = [(user, item) for user in range(users) for item in rng.choice(items, each, replace=False)]
+    rows = [(user + 1, item + 1, 1 + (user + item) % 5, rng.integers(10**6)) for user, item in rng.permutation(rated)]
+    (folder / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
 
 
 def write_adult(folder, rng, train=800, test=200):

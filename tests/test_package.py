@@ -37,7 +37,7 @@ FLOORS = [
     ["pictures"],
     ["runs", "finder"],
     ["trained", "folds"],
-    ["active", "report", "fitting", "sampling"],
+    ["active", "report", "fitting", "sampling", "recommending"],
     ["cli"],
     ["__main__"],
 ]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -743,3 +744,39 @@ def test_data_that_do_not_fit():
         Recommendation().examples(again, "test")
     with pytest.raises(ConfigError, match=r"train has 1 item; .* draws others: 2 at least"):
         Recommendation().sized(Dataset({"x": np.zeros((3, 2), np.int32)}, fields=(1, 4)))
+
+
+def test_what_is_recommended(folder, capsys):
+    """The best items by the model's own scores, without those that the user has; titles; mistakes in one line."""
+    lines = [f"{u},{i},{1 + (u * i) % 5}" for u in range(12) for i in range(20) if (3 * u + 7 * i) % 4]
+    Path("ratings.csv").write_text("\n".join(["userId,movieId,rating", *lines]) + "\n")
+    Path("movies.csv").write_text(
+        "\n".join(["movieId,title,genres", *(f"{i},Film {i},Drama" for i in range(20))]) + "\n"
+    )
+    data = "data={kind='ratings', path='ratings.csv', time='', items_path='movies.csv', batch_size=16}"
+    short = ["train.steps=20", "observe.tensorboard=false"]
+    assert main(["train", "mf.toml", "--out", "r", data, *short]) == 0
+    capsys.readouterr()
+    assert main(["recommend", "r", "3", "0", "--k", "4"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["user"] for row in rows] == ["3", "0"]
+    model = trained.load("r")
+    source = model.config.data
+    for row in rows:
+        x = np.array([[source.users.index(row["user"]), i] for i in range(20)], np.int32)
+        scores = np.asarray(model(x))[:, 0]
+        new = [i for i in range(20) if not (3 * int(row["user"]) + 7 * int(source.items[i])) % 4]
+        best = sorted(new, key=lambda i: -scores[i])[:4]
+        assert [found["item"] for found in row["items"]] == [source.items[i] for i in best]
+        assert [found["title"] for found in row["items"]] == [f"Film {source.items[i]}" for i in best]
+        np.testing.assert_allclose([found["score"] for found in row["items"]], scores[best], atol=1e-6)
+    assert main(["recommend", "r", "3", "--k", "20", "--again"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["items"]) == 20
+    for arguments, said in (
+        (["77"], "user '77': training has 12 users, not this one; they are: 0, 1, 2"),
+        (["3", "--k", "0"], "--k: found 0; expected 1 to 20, the number of items"),
+    ):
+        assert main(["recommend", "r", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
