@@ -666,8 +666,9 @@ RANKING = {f"{name}_at_5" for name in ("precision", "recall", "hit_rate", "mrr",
         ("als", [], {"loss", "rmse", "absolute_error"}),
         ("als", ["task.implicit=true", "task.k=5", "train.seeds=2"], RANKING),
         ("mf", ['model={ kind = "ncf", features = 2, mlp_features = 4, hidden = [8, 4] }'], RANKING),
+        ("mf", ['optimizer.sparse=["table$"]', "train.seeds=2"], RANKING),
     ],
-    ids=["ratings", "interactions", "ncf"],
+    ids=["ratings", "interactions", "ncf", "sparse"],
 )
 def test_a_run(folder, capsys, config, more, names):
     """Its metrics by name; resumed is whole; loaded again it scores, recommends and predicts for ids of a file."""
@@ -711,6 +712,23 @@ def test_a_run(folder, capsys, config, more, names):
         ("als", ["data={ kind = 'digits' }"], "data: task.kind = 'als' needs users and items, x [n, 2]"),
         ("mf", ["data={ kind = 'digits' }"], "data: task.kind = 'recommendation' needs users and items, x [n, 2]"),
         ("mf", ["model={ kind = 'mlp' }"], "model.kind: 'mlp' reads numbers; the data has categories by number"),
+        ("als", ["train.devices=2"], "train.devices: found 2; task.kind = 'als' takes one"),
+        ("als", ["augment=[{ kind = 'noise' }]"], "augment: task.kind = 'als' takes the data as they are"),
+        ("mf", ["augment=[{ kind = 'noise' }]"], "augment: it changes numbers; the data has categories by number"),
+        ("mf", ["average.kind=ema", 'optimizer.sparse=["table$"]'], "average.kind: 'ema' needs whole tables"),
+        ("mf", ['optimizer.sparse=["items/"]', "optimizer.kind=lamb"], "optimizer.sparse: 'lamb' treats no row"),
+        ("mf", ['optimizer.sparse=["rows"]'], "optimizer.sparse: pattern 'rows' matches no parameter"),
+        (
+            "mf",
+            ["data={ kind = 'digits' }", "task={ kind = 'classification' }", "model={ kind = 'mlp' }"]
+            + ['optimizer.sparse=["kernel"]'],
+            "optimizer.sparse: a model of kind 'mlp' has no tables that it only looks up",
+        ),
+        (
+            "mf",
+            ["data={ kind = 'digits' }", "task={ kind = 'classification' }"],
+            "reads categories by number; they are",
+        ),
         ("mf", ["task.drawn_from=3"], "task.drawn_from: found 3, but the data has 30"),
         ("mf", ["evaluate.monitor=loss"], "evaluate.monitor: found 'loss'; the task evaluates: hit_rate_at_5"),
     ],
@@ -722,6 +740,25 @@ def test_mistakes(folder, capsys, config, arguments, said):
     line = capsys.readouterr().err.strip()
     assert said in line
     assert "\n" not in line
+
+
+def test_content_without_a_place(folder, capsys):
+    """What describes the items is refused where nothing reads it; a table that is no lookup alone is not sparse."""
+    Path("movies.csv").write_text("movieId,title,genres\nb1,One,Drama\nb2,Two,Drama|War\n")
+    described = "data.items_path=movies.csv"
+    for arguments, said in (
+        (["als.toml", described], "data: it has content of each item; the model and task have no place for that"),
+        (["mf.toml", described, "model={ kind = 'ncf' }"], "data: it has content of each item"),
+        (
+            ["mf.toml", described, 'optimizer.sparse=["content"]'],
+            "optimizer.sparse: pattern 'content' matches no table",
+        ),
+    ):
+        assert main(["train", *arguments, "--out", "r"]) == 2
+        line = capsys.readouterr().err.strip()
+        assert said in line
+        assert "\n" not in line
+    assert not Path("r").exists()
 
 
 def test_data_that_do_not_fit():
