@@ -43,6 +43,8 @@ def test_every_entry_is_in_one_place(entries):
             if row < SHAPE[0]:
                 seen.append(row)
                 np.add.at(found[row], at[there > 0], value[there > 0])
+    [alone] = als.bucketed(np.zeros(3, int), np.arange(3), np.ones(3), (1, 4))
+    assert alone.rows.tolist() == [[0], [1]]  # the second block is empty
     expected = np.zeros(SHAPE)
     expected[rows, columns] = values
     np.testing.assert_array_equal(found, expected)

@@ -657,6 +657,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_sparse_run_is_the_dense_one(folder):
+    """Where a gradient of zero changes nothing: parameters after six steps, and the ranking."""
+    descent = ["optimizer={kind='sgd', peak_lr=0.5}", "train.steps=6"]
+    assert main(["train", "mf.toml", "--out", "dense", *descent]) == 0
+    assert main(["train", "mf.toml", "--out", "sparse", *descent, 'optimizer.sparse=["table$"]']) == 0
+    dense, sparse = (trained.load(out).params for out in ("dense", "sparse"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), dense, sparse)
+    results = [json.loads((folder / out / "result.json").read_text())["test"] for out in ("dense", "sparse")]
+    assert results[0]["ndcg_at_5"] == pytest.approx(results[1]["ndcg_at_5"], abs=1e-6)
+
+
 RANKING = {f"{name}_at_5" for name in ("precision", "recall", "hit_rate", "mrr", "map", "ndcg")}
 
 
