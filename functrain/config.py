@@ -21,7 +21,7 @@ import json
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -300,12 +300,12 @@ def _explain(cls, mistake) -> tuple[str, str]:
         return dotted, f"{dotted}: missing{f'; a table with a kind: {_list(table)}' if table else ''}"
     if kind.startswith("union_tag"):
         if not isinstance(value, dict):
-            return dotted, f"{dotted}: found {found}; expected a table with a kind: {_list(table)}"
+            return dotted, f"{dotted}: found {found}; expected a table with a kind: {listed(table)}"
         dotted += ".kind"
         if "kind" not in value:
-            return dotted, f"{dotted}: missing; legal: {_list(table)}"
+            return dotted, f"{dotted}: missing; legal: {listed(table)}"
         wrong = value["kind"]
-        return dotted, f"{dotted}: found {json.dumps(wrong)}; {_meant(str(wrong), table)}legal: {_list(table)}"
+        return dotted, f"{dotted}: found {json.dumps(wrong)}; {_meant(str(wrong), table)}legal: {listed(table)}"
     if kind == "value_error":
         return dotted, f"{dotted + ': ' if dotted else ''}{context['error']}"
     if kind == "dataclass_type":
@@ -385,6 +385,19 @@ def _meant(word, legal) -> str:
 
 def _list(names) -> str:
     return ", ".join(names)
+
+
+def listed(kinds: Iterable[str]) -> str:
+    """Kinds as a message shows them: the first 200 characters or so, and where the others are.
+
+    >>> listed(["mlp", "cnn"]), listed(f"kind{i}" for i in range(99))[-43:]
+    ('mlp, cnn', 'kind25, and 73 more that functrain list has')
+    """
+    kinds, shown = list(kinds), 0
+    while shown < len(kinds) and len(_list(kinds[: shown + 1])) <= 200:
+        shown += 1
+    more = len(kinds) - shown
+    return _list(kinds) if not more else f"{_list(kinds[:shown])}, and {more} more that functrain list has"
 
 
 # -- writing --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import numpy as np
 from functrain import transfer, tree
 from functrain.augment import AnyAugment
 from functrain.autodiff import AnyEstimator, Reverse
-from functrain.config import LARGEST, ConfigError, configclass, kind_table, parse
+from functrain.config import LARGEST, ConfigError, configclass, kind_table, listed, parse
 from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
 from functrain.data.base import reader
 from functrain.data.feed import as_is
@@ -187,7 +187,7 @@ def build(config: Experiment) -> Built:
       ConfigError: the parts do not fit one another.
     """
     if config.data is None and hasattr(config.task, "model"):
-        raise ConfigError(f"data: missing; a table with a kind: {', '.join(kind_table(AnyData))}")
+        raise ConfigError(f"data: missing; a table with a kind: {listed(kind_table(AnyData))}")
     config = _with_teachers(_from_hub(config))
     _check_units(config)
     dataset = config.data.load() if config.data else None
@@ -376,7 +376,7 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
         config = dataclasses.replace(config, model=sized.sized(dataset.inputs, outputs))
     model = config.model.build() if config.model is not None else None
     if model is None and hasattr(config.task, "model"):
-        raise ConfigError(f"model: missing; a table with a kind: {', '.join(kind_table(AnyModel))}")
+        raise ConfigError(f"model: missing; a table with a kind: {listed(kind_table(AnyModel))}")
     if config.lora is not None:
         if model is None:
             raise ConfigError(f"lora: it adapts [model]; there is none beside task.kind = {config.task.kind!r}")

@@ -275,7 +275,7 @@ def test_pairs_of_digits(tmp_path, monkeypatch):
         for kind, head, a in (("images-idx3", header[0], x), ("labels-idx1", header[1], y)):
             (tmp_path / "mnist" / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + a.tobytes()))
         if name == "train":
-            train = x
+            train, labels = x, {image.tobytes(): label for image, label in zip(x, y)}
     monkeypatch.chdir(tmp_path)
     data = MnistPairs(size=10, train=300, validation=50, test=60).load()
     for split, n in (("train", 300), ("validation", 50), ("test", 60)):
@@ -292,12 +292,13 @@ def test_pairs_of_digits(tmp_path, monkeypatch):
     assert (x[:, 8:, :2] == 0).all()
     firsts = {a.tobytes(): a for a in train}
     overlap = 0
-    for image in x[:20]:
+    for image, y in zip(x[:20], data.train["y"]):
         a = next(f for f in firsts.values() if (f[:2] == image[:2, :8]).all() and (f[:, :2] == image[:8, :2]).all())
         b = next(f for f in firsts.values() if (f[-2:] == image[-2:, 2:]).all() and (f[:, -2:] == image[2:, -2:]).all())
         expected = np.zeros((10, 10), np.uint8)
         expected[:8, :8] = a
         expected[2:, 2:] = np.maximum(expected[2:, 2:], b)
         np.testing.assert_array_equal(image, expected)
+        assert y.tolist() == [labels[a.tobytes()], labels[b.tobytes()]]  # the upper left one first
         overlap += 1
     assert overlap == 20

@@ -83,6 +83,26 @@ def test_the_loss_is_of_what_is_masked(normalise):
     assert found.count == 6
 
 
+def test_what_is_masked_is_drawn():
+    """For each image and each step otherwise, every patch as often; what is told is not rounded by a precision."""
+    batch = {"x": jnp.ones((300, 4, 6, 2))}
+    one, two = (task_of()._with_order(batch, jax.random.key(i))["order"] for i in (0, 1))
+    assert (jnp.sort(one, -1) == jnp.arange(6)).all()
+    assert (one != two).any(-1).mean() > 0.9
+    assert (one[1:] != one[:-1]).any(-1).mean() > 0.9
+    counts = np.stack([np.bincount(one[:, place], minlength=6) for place in range(6)])
+    assert (np.abs(counts - 50) < 5 * np.sqrt(50)).all()
+
+    task, params = task_of(), MODEL.init(jax.random.key(0))[0]
+    x = jnp.asarray(draw(0, 2, 4, 6, 2), jnp.float32)
+    batch = {"order": jnp.asarray(one[:2]), "target": x}
+    rounded = x.astype(jnp.bfloat16).astype(jnp.float32)
+    given, _ = MODEL.apply(params, {}, rounded, batch["order"], seen=task._seen)
+    errors = ((given["patches"] - MODEL.cut(x)) ** 2).mean(-1)
+    found, _, _ = task.full_loss(params, {}, batch | {"x": rounded}, key=None, train=True)
+    np.testing.assert_allclose(found.value, (errors * given["masked"]).sum() / given["masked"].sum(), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("float64", "quick")
 def test_accumulated_is_whole():
     """The order of the patches is drawn for the whole batch."""
