@@ -27,7 +27,7 @@ ROOT = PACKAGE.parent
 FLOORS = [
     ["version", "_compat", "config"],
     ["tree", "custom"],
-    ["metrics", "layers", "audio"],
+    ["metrics", "layers", "audio", "environments"],
     ["losses", "ctc", "als", "precision", "autodiff", "data", "observe", "augment", "boxes", "generation"],
     ["models", "optim", "parallel"],
     ["tasks"],
