@@ -7,8 +7,8 @@ The matrix has the shape of MovieLens 1M (6,040 users, 3,706 items, 1,000,209 en
 items as unequal as power laws make them. Sweeps are timed turn about in one process, from the same factors; printed are
 the medians, their ratio, and how far the factors are apart after the last.
 
-On one core (`taskset -c 0`) of a machine that did other work too, with 64 factors: 1.76 s a sweep, implicit 2.89 s,
-1.6e-5 apart (jax 0.10.2, implicit 0.7.3).
+On one core (`OPENBLAS_NUM_THREADS=1 taskset -c 1`) of a machine that did other work too, with 64 factors: 0.74 s a
+sweep, implicit 1.40 s, 1.4e-5 apart (jax 0.10.2, implicit 0.7.3).
 """
 
 import statistics
