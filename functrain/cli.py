@@ -207,7 +207,7 @@ def _predict(given) -> int:
     model = trained.load(given.run, given.step)
     x = model.config.data.read_inputs(given.input) if model.config.data else None  # a table, by its columns' names
     if x is None:
-        shape = getattr(model.config.model, "inputs", None)
+        shape = getattr(model.config.model, "inputs", None) or getattr(model.task, "inputs", None)
         if shape is None:
             raise ConfigError(f"{given.run}: its model does not say what one example looks like")
         x = trained.read_inputs(given.input, shape)

@@ -24,8 +24,10 @@ def drawer(built: Built, split: str | None) -> Callable[[Any, Path], list[Path]]
 
     split: whose first examples are drawn, always the same ones; a task without data is given none.
     """
-    if not hasattr(built.task, "draw") or built.config.data is None or split is None:
+    if not hasattr(built.task, "draw") or split is None:
         return None
+    if built.config.data is None:
+        return _alone(built.task)
     task, data, feed = built.task, built.config.data, built.feeds[split]
     count = getattr(task, "examples_drawn", _EXAMPLES)
     feed = dataclasses.replace(feed, size=min(count, len(jax.tree.leaves(feed.arrays)[0])))
@@ -46,5 +48,16 @@ def drawer(built: Built, split: str | None) -> Callable[[Any, Path], list[Path]]
         folder.mkdir(parents=True, exist_ok=True)
         first = jax.device_put(np.int32(0), built.replicated)
         return task.draw(*jax.device_get(drawn(train_state, feed.arrays, first)), folder, names)
+
+    return draw
+
+
+def _alone(task: Any) -> Callable[[Any, Path], list[Path]]:
+    """`draw(train_state, folder) -> paths` of a task that makes its own data."""
+    drawn = jax.jit(lambda train_state: task.drawn(train_state, {}))
+
+    def draw(train_state, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return task.draw(jax.device_get(drawn(train_state)), {}, folder, ())
 
     return draw

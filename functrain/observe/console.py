@@ -3,6 +3,7 @@
 Where there is no terminal, the line becomes plain log lines, at most one a few seconds.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -112,7 +113,8 @@ class ProgressLine:
         seconds, steps = now - self._past[0][0], step - self._past[0][1]
         self._past.append((now, step))
         rate = steps / seconds if seconds > 0 else 0.0
-        losses = [name for name in values if name.endswith("loss")]  # a task of several players has several
+        # A task of several players has several; one that has not learned yet has none.
+        losses = [name for name, value in values.items() if name.endswith("loss") and math.isfinite(value)]
         parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in losses]
         parts += [f"rate {values['learning_rate']:.4g}"] if "learning_rate" in values else []
         parts += [f"{human(rate * self._batch)} examples/s" if self._batch else f"{human(rate)} steps/s"]

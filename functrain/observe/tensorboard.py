@@ -32,13 +32,16 @@ class TensorBoard:
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
         """One point a metric; norms by parameter stand under their own names."""
         for name, value in values.items():
-            self._writer.add_scalar(name if by_parameter(name) else f"{split}/{name}", value, step)
+            if math.isfinite(value):  # there is none where nothing was counted, such as an episode that ended
+                self._writer.add_scalar(name if by_parameter(name) else f"{split}/{name}", value, step)
 
     def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
         """On the page IMAGES."""
         from matplotlib.image import imread  # late, as all of matplotlib
 
         for name, path in paths.items():
+            if path.suffix == ".gif":  # it shows still pictures
+                continue
             self._writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
 
     def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:

@@ -5,6 +5,7 @@ from functrain.tasks.als import ALS
 from functrain.tasks.base import OneLoss
 from functrain.tasks.binary import Binary, Multilabel
 from functrain.tasks.classification import Classification
+from functrain.tasks.control import DDPG, TD3
 from functrain.tasks.ctc import CTC
 from functrain.tasks.custom import CustomTask
 from functrain.tasks.cyclegan import CycleTranslation
@@ -52,6 +53,8 @@ AnyTask = kinds(
     MaskedAutoencoder,
     Recommendation,
     ALS,
+    DDPG,
+    TD3,
     CustomTask,
 )
 """[task]: every task a config can name."""
@@ -59,7 +62,9 @@ AnyTask = kinds(
 __all__ = [
     "ALS",
     "CTC",
+    "DDPG",
     "GAN",
+    "TD3",
     "AnyTask",
     "Binary",
     "Classification",
