@@ -27,7 +27,7 @@ def drawer(built: Built, split: str | None) -> Callable[[Any, Path], list[Path]]
     if not hasattr(built.task, "draw") or split is None:
         return None
     if built.config.data is None:
-        return _alone(built.task)
+        return _alone(built.task) if hasattr(built.task, "drawn") else None
     task, data, feed = built.task, built.config.data, built.feeds[split]
     count = getattr(task, "examples_drawn", _EXAMPLES)
     feed = dataclasses.replace(feed, size=min(count, len(jax.tree.leaves(feed.arrays)[0])))

@@ -434,6 +434,19 @@ def test_a_run(folder):
     assert [row["action"] for row in rows] == np.asarray(actions).tolist()
 
 
+def test_what_a_run_leaves(folder, capsys):
+    """Curves and episode.gif, at the steps that are asked for too; nothing is said of numbers that are none."""
+    drawn = ["observe.figures=true", "observe.tensorboard=true", "observe.draw_every=6", "--out", "r"]
+    assert main(["train", "c.toml", *drawn]) == 0
+    said = capsys.readouterr()
+    assert "nan" not in (said.out + said.err).lower()
+    assert {path.name for path in (folder / "r/figures").glob("*.*")} == {"curves.png", "episode.gif"}
+    assert [path.parent.name for path in (folder / "r/figures").glob("step*/episode.gif")] == ["step00000006"]
+    (folder / "x.jsonl").write_text("[1.0, 0.0, 0.5]\n")
+    assert main(["predict", "r", "x.jsonl"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["action"]
+
+
 def test_seeds(folder):
     """Two in turn are bit for bit the runs of their seeds; together they are those to rounding."""
     for i in range(2):

@@ -185,6 +185,10 @@ def test_rows_that_are_taken_come_back():
     expected[[0, 3, 6]] *= -1
     np.testing.assert_array_equal(back["mu"]["a"]["table"], expected)
     np.testing.assert_array_equal(back["mu"]["kernel"], -params["kernel"])
+    inner = {"t": jnp.zeros((4, 1)), "deep": {"t": jnp.zeros((6, 1))}}
+    both = sparse.touched({"t": jnp.array([1]), "deep/t": jnp.array([5])}, inner)
+    raised = sparse.put(inner, jax.tree.map(lambda x: x + 1, sparse.take(inner, both)), both)
+    assert [raised["t"].argmax(), raised["deep"]["t"].argmax()] == [1, 5]
     beyond = sparse.touched({"b/table": jnp.array([2, 7, 99])}, params)
     assert beyond.positions["b/table"].tolist() == [0, 3, 3]  # no row of what is taken: nan, as in the whole table
     with pytest.raises(ValueError, match="c/table: no such table; there are: a/table, b/table, kernel"):

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -68,7 +69,7 @@ class Numeric:
         return f"numeric, median {self.median:.6g}, {self.missing} missing in training"
 
 
-class _Categories:
+class _Categories(ABC):
     """What columns of categories share. A subclass says how many there are, and which one a cell is.
 
     size: how many categories; what is missing and what is rare may be one.
@@ -82,8 +83,9 @@ class _Categories:
         """How many categories each column of x has, where they are numbers."""
         return (self.size,)
 
+    @abstractmethod
     def category(self, cells: "_Cells") -> np.ndarray:
-        raise NotImplementedError
+        """[n] integers, as above."""
 
     def encode(self, cells: "_Cells", categories: str = "one_hot") -> np.ndarray:
         """x float32: "numbers" [n, 1], or "one_hot" [n, size], at most one 1 in a row."""

@@ -13,6 +13,7 @@ Actions are in the environment's own units: [actions] floats between `low` and `
 of a discrete one a whole number from 0, below `actions`.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ class State(NamedTuple):
 
 
 @configclass
-class Environment:
+class Environment(ABC):
     """What environments share: the step count, the time limit and the check of actions. A subclass gives
 
     observations, actions, discrete        sizes, and whether an action is a whole number
@@ -65,21 +66,21 @@ class Environment:
         """The smallest action: as far below zero."""
         return tuple(-bound for bound in self.high)
 
+    @abstractmethod
     def start(self, key: jax.Array) -> Any:
         """The variables after a reset."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dynamics(self, variables: Any, action: Any, key: jax.Array) -> tuple[Any, Any, Any]:
         """The variables after a step, its reward, and whether the episode came to its end."""
-        raise NotImplementedError
 
     def observe(self, state: State) -> Any:
         """[observations]: the variables, unless an environment says otherwise."""
         return state.variables
 
+    @abstractmethod
     def draw(self, state: State) -> "list[Line]":
         """Lines of a picture, from back to front."""
-        raise NotImplementedError
 
     def reset(self, key: jax.Array) -> State:
         """The state at the start of an episode."""

@@ -94,4 +94,5 @@ def put(whole: Any, small: Any, found: Touched) -> Any:
 
 def _rows_of(path: str, found: Touched) -> jax.Array | None:
     """The rows that are touched of the leaf at a path; None where it is no table's."""
-    return next((rows for table, rows in found.rows.items() if f"/{path}".endswith(f"/{table}")), None)
+    tables = [table for table in found.rows if f"/{path}".endswith(f"/{table}")]
+    return found.rows[max(tables, key=len)] if tables else None  # a table's path may end with another's
