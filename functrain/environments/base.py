@@ -78,9 +78,9 @@ class Environment(ABC):
         """[observations]: the variables, unless an environment says otherwise."""
         return state.variables
 
-    @abstractmethod
     def draw(self, state: State) -> "list[Line]":
-        """Lines of a picture, from back to front."""
+        """Lines of a picture, from back to front; none, unless an environment says otherwise."""
+        return []
 
     def reset(self, key: jax.Array) -> State:
         """The state at the start of an episode."""
