@@ -80,7 +80,7 @@ class ProgressLine:
           batch: examples in a step.
           flops: of a step.
           peak: of the machine, FLOP/s.
-          watch: the validation metric to show.
+          watch: the metric to show beside the losses, of training where it is measured, and of validation.
         """
         self._console, self._steps, self._batch = console, steps, batch
         self._flops, self._peak, self._watch = flops, peak, watch
@@ -114,8 +114,10 @@ class ProgressLine:
         self._past.append((now, step))
         rate = steps / seconds if seconds > 0 else 0.0
         # A task of several players has several; one that has not learned yet has none.
-        losses = [name for name, value in values.items() if name.endswith("loss") and math.isfinite(value)]
-        parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in losses]
+        shown = [name for name, value in values.items() if name.endswith("loss") and math.isfinite(value)]
+        if self._watch not in shown and math.isfinite(values.get(self._watch, math.nan)):
+            shown.append(self._watch)
+        parts = [f"{name.replace('_', ' ')} {values[name]:.4g}" for name in shown]
         parts += [f"rate {values['learning_rate']:.4g}"] if "learning_rate" in values else []
         parts += [f"{human(rate * self._batch)} examples/s" if self._batch else f"{human(rate)} steps/s"]
         if self._peak:
