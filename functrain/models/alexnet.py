@@ -93,15 +93,20 @@ class AlexNet:
         for i in range(len(self.channels)):
             first = i == 0 and self.stem == "imagenet"
             stride, padding = (4, 2) if first else (1, params[f"conv{i}"]["kernel"].shape[0] // 2)
-            x = jax.nn.relu(conv.apply(params[f"conv{i}"], x, stride=stride, padding=padding))
-            if i in (0, 1, 4):
-                x = pool.max(x, 3, stride=2)
-        x = pool.adaptive_average(x, self._pooled())
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as torchvision flattens
+            with jax.named_scope(f"conv{i}"):
+                x = jax.nn.relu(conv.apply(params[f"conv{i}"], x, stride=stride, padding=padding))
+                if i in (0, 1, 4):
+                    x = pool.max(x, 3, stride=2)
+        with jax.named_scope("linear0"):
+            x = pool.adaptive_average(x, self._pooled())
+            x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as torchvision flattens
         for i in range(len(self.hidden)):
-            x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
-            x = jax.nn.relu(linear.apply(params[f"linear{i}"], x))
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+            with jax.named_scope(f"linear{i}"):
+                x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
+                x = jax.nn.relu(linear.apply(params[f"linear{i}"], x))
+        name = f"linear{len(self.hidden)}"
+        with jax.named_scope(name):
+            return linear.apply(params[name], x), state
 
     def torchvision_names(self) -> dict[str, str]:
         """Our path of each array -> its name in torchvision's state dict.

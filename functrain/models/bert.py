@@ -142,24 +142,43 @@ class BERT:
         def drop(h, rate=self.dropout):
             return dropout.apply(h, rate, key=next(drawn), train=train)
 
-        h = embedding.apply(params["tokens"], x) + embedding.apply(params["positions"], positions)
-        h = h + embedding.apply(params["types"], jnp.zeros_like(x) if types is None else types)
-        h = drop(self._norm(params["norm"], h))
+        @jax.named_scope("feed_forward")
+        def feed_forward(params, h):
+            return linear.apply(params["down"], activation(linear.apply(params["up"], h)))
+
+        with jax.named_scope("tokens"):
+            h = embedding.apply(params["tokens"], x)
+        with jax.named_scope("positions"):
+            h = h + embedding.apply(params["positions"], positions)
+        with jax.named_scope("types"):
+            h = h + embedding.apply(params["types"], jnp.zeros_like(x) if types is None else types)
+        with jax.named_scope("norm"):
+            h = self._norm(params["norm"], h)
+        h = drop(h)
         given = {"heads": self.heads, "mask": mask, "dropout": self.attention_dropout, "train": train}
         for i in range(self.layers):
             block = params[f"block{i}"]
-            y = attention.apply(block["attention"], h, **given, key=next(drawn))
-            h = self._norm(block["norm1"], h + drop(y))
-            y = linear.apply(block["feed_forward"]["down"], activation(linear.apply(block["feed_forward"]["up"], h)))
-            h = self._norm(block["norm2"], h + drop(y))
+            with jax.named_scope(f"block{i}"):
+                with jax.named_scope("attention"):
+                    y = attention.apply(block["attention"], h, **given, key=next(drawn))
+                h = self._norm(block["norm1"], h + drop(y))
+                h = self._norm(block["norm2"], h + drop(feed_forward(block["feed_forward"], h)))
         if self.head == "masked":
-            h = self._norm(params["transform_norm"], activation(linear.apply(params["transform"], h)))
-            return embedding.attend(params["tokens"], h) + params["head"]["bias"], state
+            with jax.named_scope("transform"):
+                h = activation(linear.apply(params["transform"], h))
+            with jax.named_scope("transform_norm"):
+                h = self._norm(params["transform_norm"], h)
+            with jax.named_scope("tokens"):
+                logits = embedding.attend(params["tokens"], h)
+            with jax.named_scope("head"):
+                return logits + params["head"]["bias"], state
         if self.head == "classes":
-            h = jnp.tanh(linear.apply(params["pooler"], self._pooled(h, segments != 0)))
+            with jax.named_scope("pooler"):
+                h = jnp.tanh(linear.apply(params["pooler"], self._pooled(h, segments != 0)))
         if self.head != "span":
             h = drop(h, self.dropout if self.head_dropout is None else self.head_dropout)
-        return linear.apply(params["head"], h), state
+        with jax.named_scope("head"):
+            return linear.apply(params["head"], h), state
 
     as_is = ""
 

@@ -70,19 +70,23 @@ class CNN:
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (outputs [batch, outputs], state)."""
         x, state = self.features(params, state, x, key=key, train=train)
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+        name = f"linear{len(self.hidden)}"
+        with jax.named_scope(name):
+            return linear.apply(params[name], x), state
 
     def features(self, params, state, x, *, key=None, train=False):
         """Images -> (what the last layer is given [batch, features], state)."""
         act = activations.by_name(self.activation)
         x, new = x.reshape(*x.shape[:3], -1), {}
         for i in range(len(self.channels)):
-            x = conv.apply(params[f"conv{i}"], x)
-            if self.norm == "batch":
-                x, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], x, train=train)
-            x = pool.max(act(x), 2)
+            with jax.named_scope(f"conv{i}"):
+                x = conv.apply(params[f"conv{i}"], x)
+                if self.norm == "batch":
+                    x, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], x, train=train)
+                x = pool.max(act(x), 2)
         x = x.reshape(x.shape[0], -1)
         for i in range(len(self.hidden)):
-            x = act(linear.apply(params[f"linear{i}"], x))
-            x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
+            with jax.named_scope(f"linear{i}"):
+                x = act(linear.apply(params[f"linear{i}"], x))
+                x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
         return x, new

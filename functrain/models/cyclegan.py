@@ -117,16 +117,21 @@ class Translator:
     def apply(self, params, state, x, *, key=None, train=False):
         """See the class."""
         h = x.reshape(*x.shape[:3], -1)
-        h = jax.nn.relu(_normed(conv.apply(params["in"], _reflected(h, 3), padding="valid")))
-        for i in range(2):
-            h = jax.nn.relu(_normed(conv.apply(params[f"down{i}"], h, stride=2, padding=1)))
+        with jax.named_scope("in"):
+            h = jax.nn.relu(_normed(conv.apply(params["in"], _reflected(h, 3), padding="valid")))
+        for name in ("down0", "down1"):
+            with jax.named_scope(name):
+                h = jax.nn.relu(_normed(conv.apply(params[name], h, stride=2, padding=1)))
         for i in range(self.blocks):
             block = params[f"block{i}"]
-            r = jax.nn.relu(_normed(conv.apply(block["conv0"], _reflected(h, 1), padding="valid")))
-            h = h + _normed(conv.apply(block["conv1"], _reflected(r, 1), padding="valid"))
-        for i in range(2):
-            h = jax.nn.relu(_normed(conv.transpose(params[f"up{i}"], h, stride=2, padding=1, output_padding=1)))
-        h = conv.apply(params["out"], _reflected(h, 3), padding="valid")
+            with jax.named_scope(f"block{i}"):
+                r = jax.nn.relu(_normed(conv.apply(block["conv0"], _reflected(h, 1), padding="valid")))
+                h = h + _normed(conv.apply(block["conv1"], _reflected(r, 1), padding="valid"))
+        for name in ("up0", "up1"):
+            with jax.named_scope(name):
+                h = jax.nn.relu(_normed(conv.transpose(params[name], h, stride=2, padding=1, output_padding=1)))
+        with jax.named_scope("out"):
+            h = conv.apply(params["out"], _reflected(h, 3), padding="valid")
         return jnp.tanh(h).reshape(x.shape), state
 
 
@@ -154,9 +159,10 @@ class PatchJudge:
         """See the class."""
         h, last = x.reshape(*x.shape[:3], -1), self.layers + 1
         for i in range(last + 1):
-            h = conv.apply(params[f"conv{i}"], h, stride=2 if i < self.layers else 1, padding=1)
-            if 0 < i < last:
-                h = _normed(h)
-            if i < last:
-                h = jax.nn.leaky_relu(h, _SLOPE)
+            with jax.named_scope(f"conv{i}"):
+                h = conv.apply(params[f"conv{i}"], h, stride=2 if i < self.layers else 1, padding=1)
+                if 0 < i < last:
+                    h = _normed(h)
+                if i < last:
+                    h = jax.nn.leaky_relu(h, _SLOPE)
         return h[..., 0], state

@@ -115,10 +115,11 @@ class Generator:
         """See the class."""
         h, new = z[:, None, None, :], {}
         for i in range(len(state) + 1):
-            h = conv.transpose(params[f"conv{i}"], h, stride=2 if i else 1, padding=1 if i else 0)
-            if (norm := f"norm{i}") in state:
-                h, new[norm] = batch_norm.apply(params[norm], state[norm], h, train=train)
-                h = jax.nn.relu(h)
+            with jax.named_scope(f"conv{i}"):
+                h = conv.transpose(params[f"conv{i}"], h, stride=2 if i else 1, padding=1 if i else 0)
+                if (norm := f"norm{i}") in state:
+                    h, new[norm] = batch_norm.apply(params[norm], state[norm], h, train=train)
+                    h = jax.nn.relu(h)
         return jnp.tanh(h).reshape(len(z), *self.inputs), new
 
 
@@ -153,15 +154,16 @@ class Discriminator:
         h, new = x.reshape(*x.shape[:3], -1), {}
         last = len(_maps(self.width, self.inputs[0]))
         for i in range(last + 1):
-            layer = params[f"conv{i}"]
-            if self.spectral:
-                kernel, new[f"spectral{i}"] = spectral_norm.apply(layer["kernel"], state[f"spectral{i}"], train=train)
-                layer = {"kernel": kernel}
-            h = conv.apply(layer, h, stride=2 if i < last else 1, padding=1 if i < last else "valid")
-            if (norm := f"norm{i}") in state:
-                h, new[norm] = batch_norm.apply(params[norm], state[norm], h, train=train)
-            elif norm in params:
-                h = group_norm.instance(params[norm], h)
-            if i < last:
-                h = jax.nn.leaky_relu(h, _SLOPE)
+            layer, spectral = params[f"conv{i}"], f"spectral{i}"
+            with jax.named_scope(f"conv{i}"):
+                if self.spectral:
+                    kernel, new[spectral] = spectral_norm.apply(layer["kernel"], state[spectral], train=train)
+                    layer = {"kernel": kernel}
+                h = conv.apply(layer, h, stride=2 if i < last else 1, padding=1 if i < last else "valid")
+                if (norm := f"norm{i}") in state:
+                    h, new[norm] = batch_norm.apply(params[norm], state[norm], h, train=train)
+                elif norm in params:
+                    h = group_norm.instance(params[norm], h)
+                if i < last:
+                    h = jax.nn.leaky_relu(h, _SLOPE)
         return h.reshape(len(x)), new

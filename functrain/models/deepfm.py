@@ -125,9 +125,11 @@ class _Linear:
         numbers = x[:, self._numbers]
         y = tree.wide(params["bias"])
         if "weight" in params:
-            y = y + tree.wide(embedding.known(params["weight"], rows["weight/table"])).sum(1)
+            with jax.named_scope("weight"):
+                y = y + tree.wide(embedding.known(params["weight"], rows["weight/table"])).sum(1)
         if "numbers" in params:
-            y = y + tree.wide(linear.apply(params["numbers"], numbers))
+            with jax.named_scope("numbers"):
+                y = y + tree.wide(linear.apply(params["numbers"], numbers))
         return y + self._more(params, rows, numbers, key=key, train=train), state
 
     def _more(self, params, rows, numbers, *, key, train) -> Any:
@@ -174,10 +176,12 @@ class _Embedded(_Linear):
         """[batch, n, features]: the vector of each category, then of each number, times it, where those have one."""
         vectors = [jnp.zeros((len(numbers), 0, self.features), params["bias"].dtype)]
         if "embedding" in params:
-            vectors.append(embedding.known(params["embedding"], rows["embedding/table"]))
+            with jax.named_scope("embedding"):
+                vectors.append(embedding.known(params["embedding"], rows["embedding/table"]))
         if "number_embedding" in params:
             table = params["number_embedding"]["table"]
-            vectors.append(numbers[..., None].astype(table.dtype) * table)
+            with jax.named_scope("number_embedding"):
+                vectors.append(numbers[..., None].astype(table.dtype) * table)
         return jnp.concatenate(vectors, 1)
 
 
@@ -228,9 +232,12 @@ class _Deep(_Embedded):
         if not self.embed_numbers:
             x = jnp.concatenate([x, numbers.astype(x.dtype)], 1)
         for i in range(len(self.hidden)):
-            x = activations.by_name(self.activation)(linear.apply(params[f"layer{i}"], x))
-            x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
-        deep = tree.wide(linear.apply(params[f"layer{len(self.hidden)}"], x))
+            with jax.named_scope(f"layer{i}"):
+                x = activations.by_name(self.activation)(linear.apply(params[f"layer{i}"], x))
+                x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
+        name = f"layer{len(self.hidden)}"
+        with jax.named_scope(name):
+            deep = tree.wide(linear.apply(params[name], x))
         return deep + pairwise(vectors)[:, None] if self.pairs else deep
 
 

@@ -95,18 +95,21 @@ class DeepSpeech:
         length = jnp.full(len(x), x.shape[1]) if length is None else length
         h, new = _within(x[..., None], length), {}
         for i, (kernel, stride) in enumerate(zip(self.kernels, self.strides)):
-            # As many zeros before as after, so that where a row ends does not move its frames.
-            h = conv.apply(params[f"conv{i}"], h, stride=stride, padding=(kernel[0] // 2, kernel[1] // 2))
-            length = -(-length // stride[0])
-            there = jnp.arange(h.shape[1]) < length[:, None]
-            h, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], h, train=train, mask=there)
-            h = _within(jnp.clip(h, 0, _CEILING), length)
+            with jax.named_scope(f"conv{i}"):
+                # As many zeros before as after, so that where a row ends does not move its frames.
+                h = conv.apply(params[f"conv{i}"], h, stride=stride, padding=(kernel[0] // 2, kernel[1] // 2))
+                length = -(-length // stride[0])
+                there = jnp.arange(h.shape[1]) < length[:, None]
+                h, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], h, train=train, mask=there)
+                h = _within(jnp.clip(h, 0, _CEILING), length)
         h = h.reshape(*h.shape[:2], -1)
-        h, _ = recurrent.apply(
-            params["cells"], h, cell=self.cell, lengths=length, dropout=self.dropout, key=keys[0], train=train
-        )
+        with jax.named_scope("cells"):
+            h, _ = recurrent.apply(
+                params["cells"], h, cell=self.cell, lengths=length, dropout=self.dropout, key=keys[0], train=train
+            )
         h = dropout.apply(h, self.dropout, key=keys[1], train=train)
-        return linear.apply(params["head"], h), state | new
+        with jax.named_scope("head"):
+            return linear.apply(params["head"], h), state | new
 
 
 def _within(x, length):

@@ -188,15 +188,17 @@ class FCOS:
         found = [self._heads(params["heads"], level, i) for i, level in enumerate(levels)]
         return {name: jnp.concatenate([one[name] for one in found], 1) for name in found[0]}, state
 
+    @jax.named_scope("backbone")
     def _backbone(self, params, state, x, train):
         new = {}
 
         def unit(name, h, stride=1):
             kernel = params[name]["conv"]["kernel"]
-            h = conv.apply(params[name]["conv"], h, stride=stride, padding=kernel.shape[0] // 2)
-            if self.norm == "group":
-                return group_norm.apply(params[name]["norm"], h, self.groups)
-            h, new[name] = batch_norm.apply(params[name]["norm"], state[name], h, train=train)
+            with jax.named_scope(name):
+                h = conv.apply(params[name]["conv"], h, stride=stride, padding=kernel.shape[0] // 2)
+                if self.norm == "group":
+                    return group_norm.apply(params[name]["norm"], h, self.groups)
+                h, new[name] = batch_norm.apply(params[name]["norm"], state[name], h, train=train)
             return h
 
         h, stages = jax.nn.relu(unit("stem", x, 2)), []
@@ -209,36 +211,44 @@ class FCOS:
             h = stages[-1]
         return stages, new
 
+    @jax.named_scope("pyramid")
     def _pyramid(self, params, stages):
         used = stages[self._first : self._first + len(self.strides)]
         levels, coarser = [], None
         for i in reversed(range(len(used))):
-            h = conv.apply(params[f"lateral{i}"], used[i])
+            with jax.named_scope(f"lateral{i}"):
+                h = conv.apply(params[f"lateral{i}"], used[i])
             if coarser is not None:
                 doubled = coarser.repeat(2, 1).repeat(2, 2)
                 h = h + doubled[:, : h.shape[1], : h.shape[2]]
             coarser = h
-            levels.insert(0, conv.apply(params[f"output{i}"], h))
+            with jax.named_scope(f"output{i}"):
+                levels.insert(0, conv.apply(params[f"output{i}"], h))
         for i in range(len(used), len(self.strides)):
             h = levels[-1] if i == len(used) else jax.nn.relu(levels[-1])
-            levels.append(conv.apply(params[f"down{i}"], h, stride=2, padding=1))
+            with jax.named_scope(f"down{i}"):
+                levels.append(conv.apply(params[f"down{i}"], h, stride=2, padding=1))
         return levels
 
+    @jax.named_scope("heads")
     def _heads(self, params, level, i):
         def tower(name):
             h = level
             for j in range(self.convolutions):
                 unit = params[f"{name}{j}"]
-                h = jax.nn.relu(group_norm.apply(unit["norm"], conv.apply(unit["conv"], h), self.groups))
+                with jax.named_scope(f"{name}{j}"):
+                    h = jax.nn.relu(group_norm.apply(unit["norm"], conv.apply(unit["conv"], h), self.groups))
             return h
 
-        def flat(h):
+        def output(name, h):
+            with jax.named_scope(name):
+                h = conv.apply(params[name], h)
             return h.reshape(h.shape[0], -1, h.shape[-1])
 
         boxes = tower("box")
-        raw = tree.wide(flat(conv.apply(params["distances"], boxes)))
+        raw = tree.wide(output("distances", boxes))
         return {
-            "classes": flat(conv.apply(params["classes"], tower("class"))),
+            "classes": output("classes", tower("class")),
             "distances": jnp.exp(params["scales"][i].astype(raw.dtype) * raw) * self.strides[i],
-            "quality": flat(conv.apply(params["quality"], boxes))[..., 0],
+            "quality": output("quality", boxes)[..., 0],
         }

@@ -117,7 +117,8 @@ class MF:
         """An item's factors and bias with what its content adds to them."""
         if not self.content:
             return factors, bias
-        more = tree.wide(linear.apply(params["content"], embedding.known({"table": state["content"]}, ids)))
+        with jax.named_scope("content"):
+            more = tree.wide(linear.apply(params["content"], embedding.known({"table": state["content"]}, ids)))
         return factors + more[..., : self.features], bias + more[..., self.features :] if self.biases else bias
 
     def _mean(self, dtype):
@@ -213,7 +214,11 @@ class NCF:
 
     def _own(self, params, rows, side):
         """By part the numbers [..., width] of one side's rows."""
-        return {part: embedding.known(params[part][side], rows[f"{part}/{side}/table"]) for part in self._widths}
+        found = {}
+        for part in self._widths:
+            with jax.named_scope(part), jax.named_scope(side):
+                found[part] = embedding.known(params[part][side], rows[f"{part}/{side}/table"])
+        return found
 
     def _logits(self, params, user, item):
         parts = []
@@ -222,9 +227,11 @@ class NCF:
         if "mlp" in user:
             h = jnp.concatenate([user["mlp"], item["mlp"]], -1)
             for i in range(len(self.hidden)):
-                h = jax.nn.relu(linear.apply(params["mlp"][f"layer{i}"], h))
+                with jax.named_scope("mlp"), jax.named_scope(f"layer{i}"):
+                    h = jax.nn.relu(linear.apply(params["mlp"][f"layer{i}"], h))
             parts.append(h)
-        return linear.apply(params["head"], jnp.concatenate(parts, -1))
+        with jax.named_scope("head"):
+            return linear.apply(params["head"], jnp.concatenate(parts, -1))
 
 
 def _sized(model: M, inputs: tuple[int, ...], outputs: int) -> M:
@@ -248,4 +255,5 @@ def _ids(x) -> jax.Array:
 
 
 def _looked_up(params: Mapping[str, Any], rows: Mapping[str, jax.Array], name: str) -> jax.Array:
-    return tree.wide(embedding.known(params[name], rows[f"{name}/table"]))
+    with jax.named_scope(name):
+        return tree.wide(embedding.known(params[name], rows[f"{name}/table"]))

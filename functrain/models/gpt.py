@@ -104,6 +104,7 @@ class GPT:
         def drop(h):
             return dropout.apply(h, self.dropout, key=next(drawn), train=train)
 
+        @jax.named_scope("attention")
         def attend(params, h, name):
             """Causal self-attention; queries, keys and values by one matrix product."""
             qkv = linear.apply(params["qkv"], h)
@@ -114,14 +115,25 @@ class GPT:
                 y, cache[name] = y
             return linear.apply(params["out"], y.reshape(h.shape))
 
-        h = drop(embedding.apply(params["tokens"], x) + self._positions(params["positions"], positions))
+        @jax.named_scope("feed_forward")
+        def feed_forward(params, h):
+            up = linear.apply(params["up"], h)
+            return linear.apply(params["down"], activations.by_name(self.activation)(up))
+
+        with jax.named_scope("tokens"):
+            h = embedding.apply(params["tokens"], x)
+        with jax.named_scope("positions"):
+            h = h + self._positions(params["positions"], positions)
+        h = drop(h)
         for name in (f"block{i}" for i in range(self.layers)):
             block = params[name]
-            h = h + drop(attend(block["attention"], self._norm(block["norm1"], h), name))
-            up = linear.apply(block["feed_forward"]["up"], self._norm(block["norm2"], h))
-            h = h + drop(linear.apply(block["feed_forward"]["down"], activations.by_name(self.activation)(up)))
-        h = self._norm(params["norm"], h)
-        logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
+            with jax.named_scope(name):
+                h = h + drop(attend(block["attention"], self._norm(block["norm1"], h), name))
+                h = h + drop(feed_forward(block["feed_forward"], self._norm(block["norm2"], h)))
+        with jax.named_scope("norm"):
+            h = self._norm(params["norm"], h)
+        with jax.named_scope("tokens" if self.tied else "head"):
+            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
         return logits, state | {"cache": cache} if cache else state
 
     def remember(self, batch: int, length: int, dtype=float):

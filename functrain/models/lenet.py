@@ -63,16 +63,19 @@ class LeNet:
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (logits [batch, outputs], state)."""
         x, state = self.features(params, state, x)
-        return linear.apply(params["linear2"], x), state
+        with jax.named_scope("linear2"):
+            return linear.apply(params["linear2"], x), state
 
     def features(self, params, state, x, *, key=None, train=False):
         """Images -> (what the last layer is given [batch, 84], state)."""
         act = activations.by_name(self.activation)
         shrink = pool.max if self.pooling == "max" else pool.average
         x = x.reshape(*x.shape[:3], -1)
-        x = shrink(act(conv.apply(params["conv0"], x, padding=self._padding())), 2)
-        x = shrink(act(conv.apply(params["conv1"], x, padding="valid")), 2)
+        for name, padding in (("conv0", self._padding()), ("conv1", "valid")):
+            with jax.named_scope(name):
+                x = shrink(act(conv.apply(params[name], x, padding=padding)), 2)
         x = x.reshape(x.shape[0], -1)
-        for i in range(2):
-            x = act(linear.apply(params[f"linear{i}"], x))
+        for name in ("linear0", "linear1"):
+            with jax.named_scope(name):
+                x = act(linear.apply(params[name], x))
         return x, state

@@ -124,6 +124,7 @@ class Llama:
             stretch = {"factor": self.stretch, "length": self.stretch_from}
             by = positions.stretched(by, **stretch, slow=self.stretch_slow, fast=self.stretch_fast)
 
+        @jax.named_scope("attention")
         def attend(params, h, key, name):
             """Causal self-attention with turned queries and keys."""
             q, k, v = (linear.apply(params[part], h) for part in ("query", "key", "value"))
@@ -135,19 +136,24 @@ class Llama:
                 y, cache[name] = y
             return linear.apply(params["out"], y.reshape(*y.shape[:-2], -1))
 
+        @jax.named_scope("feed_forward")
         def feed_forward(params, h):
             """SwiGLU: down(silu(gate(h)) * up(h)) (Shazeer 2020)."""
             gate = activations.by_name(self.activation)(linear.apply(params["gate"], h))
             return linear.apply(params["down"], gate * linear.apply(params["up"], h))
 
-        h = embedding.apply(params["tokens"], x)
+        with jax.named_scope("tokens"):
+            h = embedding.apply(params["tokens"], x)
         for i in range(self.layers):
             block = params[f"block{i}"]
-            normed = rms_norm.apply(block["norm1"], h, epsilon=self.epsilon)
-            h = h + attend(block["attention"], normed, keys[i], f"block{i}")
-            h = h + feed_forward(block["feed_forward"], rms_norm.apply(block["norm2"], h, epsilon=self.epsilon))
-        h = rms_norm.apply(params["norm"], h, epsilon=self.epsilon)
-        logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
+            with jax.named_scope(f"block{i}"):
+                normed = rms_norm.apply(block["norm1"], h, epsilon=self.epsilon)
+                h = h + attend(block["attention"], normed, keys[i], f"block{i}")
+                h = h + feed_forward(block["feed_forward"], rms_norm.apply(block["norm2"], h, epsilon=self.epsilon))
+        with jax.named_scope("norm"):
+            h = rms_norm.apply(params["norm"], h, epsilon=self.epsilon)
+        with jax.named_scope("tokens" if self.tied else "head"):
+            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
         return logits, state | {"cache": cache} if cache else state
 
     def remember(self, batch: int, length: int, dtype=float):

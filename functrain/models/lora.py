@@ -109,8 +109,9 @@ class Adapted:
             if path not in params["lora"]:
                 return w.astype(dtype) if tree.is_float(w) else w
             pair = params["lora"][path]
-            more = (self.alpha / self.rank) * (pair["a"] @ pair["b"]).reshape(w.shape)
-            return w.astype(dtype) + more.astype(dtype)
+            with jax.named_scope("lora"), jax.named_scope(path):
+                more = (self.alpha / self.rank) * (pair["a"] @ pair["b"]).reshape(w.shape)
+                return w.astype(dtype) + more.astype(dtype)
 
         return tree.map_by_path(merge, state["lora_base"])
 

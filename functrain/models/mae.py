@@ -107,16 +107,22 @@ class MAE:
         order = jnp.broadcast_to(jnp.arange(self.places), (n, self.places)) if order is None else order
         a, b = (None, None) if key is None else jax.random.split(key)
         shown = order[:, :seen]
-        patches = self.vit.patches(params["encoder"], x)[rows, shown]
-        h = self.vit.encode(params["encoder"], patches, key=a, train=train)[:, 1:]
-        h = layer_norm.apply(params["encoder"]["norm"], h, epsilon=_EPSILON)
+        with jax.named_scope("encoder"):
+            patches = self.vit.patches(params["encoder"], x)[rows, shown]
+            h = self.vit.encode(params["encoder"], patches, key=a, train=train)[:, 1:]
+            with jax.named_scope("norm"):
+                h = layer_norm.apply(params["encoder"]["norm"], h, epsilon=_EPSILON)
         canvas = jnp.zeros((n, self.places, self.encoder.width), h.dtype).at[rows, shown].set(h)
         decoder = self.decoder
-        canvas = decoder.patches(params["decoder"], canvas.reshape(n, *self.grid, -1))
-        h = decoder.encode(params["decoder"], canvas, key=b, train=train)[:, 1:]
-        h = layer_norm.apply(params["decoder"]["norm"], h, epsilon=_EPSILON)
+        with jax.named_scope("decoder"):
+            canvas = decoder.patches(params["decoder"], canvas.reshape(n, *self.grid, -1))
+            h = decoder.encode(params["decoder"], canvas, key=b, train=train)[:, 1:]
+            with jax.named_scope("norm"):
+                h = layer_norm.apply(params["decoder"]["norm"], h, epsilon=_EPSILON)
         masked = jnp.ones((n, self.places)).at[rows, shown].set(0)
-        return {"patches": linear.apply(params["decoder"]["head"], h), "masked": masked}, state
+        with jax.named_scope("decoder"), jax.named_scope("head"):
+            patches = linear.apply(params["decoder"]["head"], h)
+        return {"patches": patches, "masked": masked}, state
 
     def cut(self, x) -> jax.Array:
         """Images -> the pixels of their patches [n, places, pixels]."""

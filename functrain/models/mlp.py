@@ -63,15 +63,18 @@ class MLP:
     def apply(self, params, state, x, *, key=None, train=False):
         """x [batch, *inputs] -> ([batch, outputs], state)."""
         x, state = self.features(params, state, x, key=key, train=train)
-        return linear.apply(params[f"layer{len(self.hidden)}"], x), state
+        name = f"layer{len(self.hidden)}"
+        with jax.named_scope(name):
+            return linear.apply(params[name], x), state
 
     def features(self, params, state, x, *, key=None, train=False):
         """x -> (what the last layer is given [batch, features], state)."""
         x = x.reshape(x.shape[0], -1)
         for i in range(len(self.hidden)):
-            x = linear.apply(params[f"layer{i}"], x)
-            if self.norm == "layer":
-                x = layer_norm.apply(params[f"norm{i}"], x)
-            x = activations.by_name(self.activation)(x)
-            x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
+            with jax.named_scope(f"layer{i}"):
+                x = linear.apply(params[f"layer{i}"], x)
+                if self.norm == "layer":
+                    x = layer_norm.apply(params[f"norm{i}"], x)
+                x = activations.by_name(self.activation)(x)
+                x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
         return x, state

@@ -68,8 +68,9 @@ class NIN:
         """Images [batch, height, width(, channels)] -> (logits [batch, outputs], none below zero; state)."""
         x = x.reshape(*x.shape[:3], -1)
         for i, block in enumerate(self._blocks()):
-            for j, (kernel, _) in enumerate(block):
-                x = jax.nn.relu(conv.apply(params[f"block{i}"][f"conv{j}"], x, padding=kernel // 2))
+            with jax.named_scope(f"block{i}"):
+                for j, (kernel, _) in enumerate(block):
+                    x = jax.nn.relu(conv.apply(params[f"block{i}"][f"conv{j}"], x, padding=kernel // 2))
             if i < 2:
                 # Windows start at 0 and the last may reach over the end: ceil((n - 3) / 2) + 1 of them. Zeros, after a
                 # ReLU, are never larger.

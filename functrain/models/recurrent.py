@@ -105,15 +105,19 @@ class Recurrent:
             x, lengths, back = jnp.take_along_axis(x, front, 1), real.sum(1), jnp.argsort(front, axis=1)
             packed = (real & (segments != segments.max(1, keepdims=True))).any(1)
 
-        h = self._drop(embedding.apply(params["tokens"], x), keys[0], train)
+        with jax.named_scope("tokens"):
+            h = embedding.apply(params["tokens"], x)
+        h = self._drop(h, keys[0], train)
         given = {"cell": self.cell, "lengths": lengths, "initial": state.get("cells")}
-        h, cells = recurrent.apply(params["cells"], h, dropout=self.dropout, key=keys[1], train=train, **given)
+        with jax.named_scope("cells"):
+            h, cells = recurrent.apply(params["cells"], h, dropout=self.dropout, key=keys[1], train=train, **given)
         if self.pool != "none":
             h = self._pooled(h, cells, lengths)
         elif back is not None:
             h = jnp.take_along_axis(h, back[..., None], 1)
         h = self._drop(h, keys[2], train)
-        outputs = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
+        with jax.named_scope("tokens" if self.tied else "head"):
+            outputs = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
         if packed is not None:
             outputs = jnp.where(packed.reshape(-1, *[1] * (outputs.ndim - 1)), jnp.nan, outputs)
         return outputs, state | {"cells": cells} if "cells" in state else state

@@ -102,19 +102,22 @@ class ResNet:
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (logits [batch, outputs], state)."""
         x, new = x.reshape(*x.shape[:3], -1), {}
-        x, new["norm1"] = _normed(params, state, "1", x, 2 if self.stem == "imagenet" else 1, train)
-        x = jax.nn.relu(x)
+        with jax.named_scope("conv1"):
+            x, new["norm1"] = _normed(params, state, "1", x, 2 if self.stem == "imagenet" else 1, train)
+            x = jax.nn.relu(x)
         if self.stem == "imagenet":
             x = pool.max(x, 3, stride=2, padding=1)
         for stage, block, branch in self._blocks():
             p, s, strides = params[stage][block], state[stage][block], [layer[3] for layer in branch]
-            h, statistics = _branch(p, s, x, strides, train)
-            if "shortcut" in p:
-                x, moved = _normed(p["shortcut"], s["shortcut"], "", x, max(strides), train)
-                statistics["shortcut"] = {"norm": moved}
-            x = jax.nn.relu(x + h)
+            with jax.named_scope(stage), jax.named_scope(block):
+                h, statistics = _branch(p, s, x, strides, train)
+                if "shortcut" in p:
+                    x, moved = _normed(p["shortcut"], s["shortcut"], "", x, max(strides), train)
+                    statistics["shortcut"] = {"norm": moved}
+                x = jax.nn.relu(x + h)
             new.setdefault(stage, {})[block] = statistics
-        return linear.apply(params["linear"], pool.global_average(x)), new
+        with jax.named_scope("linear"):
+            return linear.apply(params["linear"], pool.global_average(x)), new
 
     def torchvision_names(self) -> dict[str, str]:
         """Our path of each array -> its name in torchvision's state dict.
@@ -194,14 +197,17 @@ class CIFARResNet:
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (logits [batch, outputs], state)."""
         x, new = x.reshape(*x.shape[:3], -1), {}
-        x, new["norm1"] = _normed(params, state, "1", x, 1, train)
-        x = jax.nn.relu(x)
+        with jax.named_scope("conv1"):
+            x, new["norm1"] = _normed(params, state, "1", x, 1, train)
+            x = jax.nn.relu(x)
         for stage, block, n, m, stride in self._blocks():
-            h, statistics = _branch(params[stage][block], state[stage][block], x, (stride, 1), train)
-            x = jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, m - n)))
-            x = jax.nn.relu(x + h)
+            with jax.named_scope(stage), jax.named_scope(block):
+                h, statistics = _branch(params[stage][block], state[stage][block], x, (stride, 1), train)
+                x = jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, m - n)))
+                x = jax.nn.relu(x + h)
             new.setdefault(stage, {})[block] = statistics
-        return linear.apply(params["linear"], pool.global_average(x)), new
+        with jax.named_scope("linear"):
+            return linear.apply(params["linear"], pool.global_average(x)), new
 
 
 def _init(keys, layers, kernel_init):

@@ -81,15 +81,19 @@ class StridedCNN:
     def apply(self, params, state, x, *, key=None, train=False):
         """Images [batch, height, width(, channels)] -> (outputs [batch, outputs], state)."""
         x, state = self.features(params, state, x)
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), state
+        name = f"linear{len(self.hidden)}"
+        with jax.named_scope(name):
+            return linear.apply(params[name], x), state
 
     def features(self, params, state, x, *, key=None, train=False):
         """Images -> (what the last layer is given [batch, features], state)."""
         act = activations.by_name(self.activation)
         x = x.reshape(*x.shape[:3], -1)
         for i, (kernel, stride) in enumerate(zip(self.kernels, self.strides)):
-            x = act(conv.apply(params[f"conv{i}"], x, stride=stride, padding=(kernel - 1) // 2))
+            with jax.named_scope(f"conv{i}"):
+                x = act(conv.apply(params[f"conv{i}"], x, stride=stride, padding=(kernel - 1) // 2))
         x = x.reshape(x.shape[0], -1)
         for i in range(len(self.hidden)):
-            x = act(linear.apply(params[f"linear{i}"], x))
+            with jax.named_scope(f"linear{i}"):
+                x = act(linear.apply(params[f"linear{i}"], x))
         return x, state

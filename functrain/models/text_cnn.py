@@ -76,10 +76,15 @@ class TextCNN:
         segments: integers [batch, length], 0 for padding; None takes the token 0 for padding.
         """
         real = (x if segments is None else segments) != 0
-        h = jnp.where(real[..., None], embedding.apply(params["tokens"], x), 0)
-        largest = [_largest(params[f"conv{i}"], h, real) for i in range(len(self.widths))]
+        with jax.named_scope("tokens"):
+            h = jnp.where(real[..., None], embedding.apply(params["tokens"], x), 0)
+        largest = []
+        for name in (f"conv{i}" for i in range(len(self.widths))):
+            with jax.named_scope(name):
+                largest.append(_largest(params[name], h, real))
         h = dropout.apply(jnp.concatenate(largest, -1), self.dropout, key=key, train=train)
-        return linear.apply(params["head"], h), state
+        with jax.named_scope("head"):
+            return linear.apply(params["head"], h), state
 
 
 def _largest(params, h, real):

@@ -137,19 +137,24 @@ class Transformer:
         """
         drawn = self._keys(key, 4 * self.encoder_layers + 1)
         at, mask, _ = context.place(x, _segments(x), {})
-        table, learned = params["target" if self.tied == "all" else "source"], params.get("positions", {}).get("source")
-        h = self._drop(self._embed(table, learned, x, at, x.shape[1]), drawn, train)
-        for i in range(self.encoder_layers):
-            block = params["encoder"][f"block{i}"]
-            q, k, v = self._heads(block["attention"], self._before(block["norm1"], h), 0, 3)
-            y = self._attend(block["attention"], q, k, v, drawn, train, mask=mask)
-            h = self._after(block["norm1"], h, y, drawn, train)
-            y = self._feed_forward(block["feed_forward"], self._before(block["norm2"], h), drawn, train)
-            h = self._after(block["norm2"], h, y, drawn, train)
-        h = layer_norm.apply(params["encoder"]["norm"], h)
+        table = "target" if self.tied == "all" else "source"
+        h = self._drop(self._embed(params, table, "source", x, at, x.shape[1]), drawn, train)
+        for name in (f"block{i}" for i in range(self.encoder_layers)):
+            block = params["encoder"][name]
+            with jax.named_scope("encoder"), jax.named_scope(name):
+                y = self._before(block["norm1"], h)
+                with jax.named_scope("attention"):
+                    q, k, v = self._heads(block["attention"], y, 0, 3)
+                    y = self._attend(block["attention"], q, k, v, drawn, train, mask=mask)
+                h = self._after(block["norm1"], h, y, drawn, train)
+                y = self._feed_forward(block["feed_forward"], self._before(block["norm2"], h), drawn, train)
+                h = self._after(block["norm2"], h, y, drawn, train)
+        with jax.named_scope("encoder"), jax.named_scope("norm"):
+            h = layer_norm.apply(params["encoder"]["norm"], h)
         memory = {}
         for name in (f"block{i}" for i in range(self.decoder_layers)):
-            k, v = self._heads(params["decoder"][name]["cross"], h, 1, 3)
+            with jax.named_scope("decoder"), jax.named_scope(name), jax.named_scope("cross"):
+                k, v = self._heads(params["decoder"][name]["cross"], h, 1, 3)
             memory[name] = {"key": k, "value": v}
         return {"memory": memory, "seen": attention.padding_mask(x)}
 
@@ -162,24 +167,30 @@ class Transformer:
         at, mask, state = context.place(tokens, _segments(tokens), state)
         cache = dict(state.get("cache", {}))
         length = state["segments"].shape[1] if cache else tokens.shape[1]
-        learned = params.get("positions", {}).get("target")
-        h = self._drop(self._embed(params["target"], learned, tokens, at, length), drawn, train)
+        h = self._drop(self._embed(params, "target", "target", tokens, at, length), drawn, train)
         for name in (f"block{i}" for i in range(self.decoder_layers)):
             block, memory = params["decoder"][name], state["memory"][name]
-            q, k, v = self._heads(block["attention"], self._before(block["norm1"], h), 0, 3)
-            given = {"mask": mask, "causal": True}
-            if cache:
-                y, cache[name] = self._attend(block["attention"], q, k, v, drawn, train, cache=cache[name], **given)
-            else:
-                y = self._attend(block["attention"], q, k, v, drawn, train, **given)
-            h = self._after(block["norm1"], h, y, drawn, train)
-            (q,) = self._heads(block["cross"], self._before(block["norm2"], h), 0, 1)
-            y = self._attend(block["cross"], q, memory["key"], memory["value"], drawn, train, mask=state["seen"])
-            h = self._after(block["norm2"], h, y, drawn, train)
-            y = self._feed_forward(block["feed_forward"], self._before(block["norm3"], h), drawn, train)
-            h = self._after(block["norm3"], h, y, drawn, train)
-        h = layer_norm.apply(params["decoder"]["norm"], h)
-        logits = linear.apply(params["head"], h) if self.tied == "none" else embedding.attend(params["target"], h)
+            given = {"mask": mask, "causal": True, "cache": cache.get(name)}
+            with jax.named_scope("decoder"), jax.named_scope(name):
+                y = self._before(block["norm1"], h)
+                with jax.named_scope("attention"):
+                    q, k, v = self._heads(block["attention"], y, 0, 3)
+                    y = self._attend(block["attention"], q, k, v, drawn, train, **given)
+                if cache:
+                    y, cache[name] = y
+                h = self._after(block["norm1"], h, y, drawn, train)
+                y = self._before(block["norm2"], h)
+                with jax.named_scope("cross"):
+                    (q,) = self._heads(block["cross"], y, 0, 1)
+                    k, v = memory["key"], memory["value"]
+                    y = self._attend(block["cross"], q, k, v, drawn, train, mask=state["seen"])
+                h = self._after(block["norm2"], h, y, drawn, train)
+                y = self._feed_forward(block["feed_forward"], self._before(block["norm3"], h), drawn, train)
+                h = self._after(block["norm3"], h, y, drawn, train)
+        with jax.named_scope("decoder"), jax.named_scope("norm"):
+            h = layer_norm.apply(params["decoder"]["norm"], h)
+        with jax.named_scope("head" if self.tied == "none" else "target"):
+            logits = linear.apply(params["head"], h) if self.tied == "none" else embedding.attend(params["target"], h)
         return logits, state | {"cache": cache} if cache else state
 
     def remember(self, state: dict[str, Any], batch: int, length: int) -> dict[str, Any]:
@@ -193,13 +204,16 @@ class Transformer:
     def _drop(self, h, drawn, train):
         return dropout.apply(h, self.dropout, key=next(drawn), train=train)
 
-    def _embed(self, table, learned, tokens, at, length):
-        """Embeddings times sqrt(width), plus the rows `at` of `length` positions."""
+    def _embed(self, params, table, side, tokens, at, length):
+        """Embeddings times sqrt(width), plus the rows `at` of `length` positions of that side."""
         if self.room is not None and length > self.room:
             raise ValueError(f"a sequence of {length}; the model has {self.room} positions (model.longest)")
-        h = embedding.apply(table, tokens) * math.sqrt(self.width)
-        rows = positions.sinusoidal(length, self.width) if learned is None else learned["table"]
-        return h + rows.astype(h.dtype)[at]
+        with jax.named_scope(table):
+            h = embedding.apply(params[table], tokens) * math.sqrt(self.width)
+        if self.room is None:
+            return h + positions.sinusoidal(length, self.width).astype(h.dtype)[at]
+        with jax.named_scope("positions"), jax.named_scope(side):
+            return h + params["positions"][side]["table"].astype(h.dtype)[at]
 
     def _heads(self, params, h, first, end):
         """Queries, keys and values of h, from `first` to before `end`: [batch, n, heads, width / heads] each."""
@@ -215,6 +229,7 @@ class Transformer:
         y = linear.apply(params["out"], y.reshape(*y.shape[:2], self.width))
         return y if cache is None else (y, cache)
 
+    @jax.named_scope("feed_forward")
     def _feed_forward(self, params, h, drawn, train):
         up = activations.by_name(self.activation)(linear.apply(params["up"], h))
         return linear.apply(params["down"], self._drop(up, drawn, train))

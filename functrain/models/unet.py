@@ -98,10 +98,14 @@ class UNet:
             return h
 
         for i in range(self.levels):
-            seen.append(level(f"down{i}", h))
-            h = pool.max(seen[-1], 2)
-        h = level("bottom", h)
+            with jax.named_scope(f"down{i}"):
+                seen.append(level(f"down{i}", h))
+                h = pool.max(seen[-1], 2)
+        with jax.named_scope("bottom"):
+            h = level("bottom", h)
         for i in reversed(range(self.levels)):
-            h = conv.transpose(params[f"up{i}"]["up"], h, stride=2)
-            h = level(f"up{i}", jnp.concatenate([seen[i], h], -1))
-        return conv.apply(params["head"], h), new
+            with jax.named_scope(f"up{i}"):
+                h = conv.transpose(params[f"up{i}"]["up"], h, stride=2)
+                h = level(f"up{i}", jnp.concatenate([seen[i], h], -1))
+        with jax.named_scope("head"):
+            return conv.apply(params["head"], h), new

@@ -66,21 +66,28 @@ class VAE:
         z = mean if noise is None else mean + jnp.exp(log_variance / 2) * noise.astype(mean.dtype)
         return {"mean": mean, "log_variance": log_variance, "decoded": self.decode(params, z)}, state
 
+    @jax.named_scope("encoder")
     def encode(self, params, x) -> tuple[jax.Array, jax.Array]:
         """Inputs [n, ...] -> (mean, log variance) of the latent vector, [n, latent] each."""
         params = params["encoder"]
         h = self._hidden(params, x.reshape(len(x), -1))
-        return linear.apply(params["mean"], h), linear.apply(params["log_variance"], h)
+        return _linear(params, "mean", h), _linear(params, "log_variance", h)
 
+    @jax.named_scope("decoder")
     def decode(self, params, z) -> jax.Array:
         """Latent vectors [n, latent] -> what is decoded [n, outputs]."""
-        return linear.apply(params["decoder"]["output"], self._hidden(params["decoder"], z))
+        return _linear(params["decoder"], "output", self._hidden(params["decoder"], z))
 
     def _hidden(self, params, h):
         act = activations.by_name(self.activation)
         for i in range(len(self.hidden)):
-            h = act(linear.apply(params[f"linear{i}"], h))
+            h = act(_linear(params, f"linear{i}", h))
         return h
+
+
+def _linear(params, name, h):
+    with jax.named_scope(name):
+        return linear.apply(params[name], h)
 
 
 def _init(key, widths, heads) -> dict[str, Any]:

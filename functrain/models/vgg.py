@@ -80,17 +80,22 @@ class VGG:
         x, new, numbers = x.reshape(*x.shape[:3], -1), {}, itertools.count()
         for count in _STAGES[self.layers]:
             for i in itertools.islice(numbers, count):
-                x = conv.apply(params[f"conv{i}"], x, padding=1)
-                if self.norm == "batch":
-                    x, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], x, train=train)
-                x = jax.nn.relu(x)
+                with jax.named_scope(f"conv{i}"):
+                    x = conv.apply(params[f"conv{i}"], x, padding=1)
+                    if self.norm == "batch":
+                        x, new[f"norm{i}"] = batch_norm.apply(params[f"norm{i}"], state[f"norm{i}"], x, train=train)
+                    x = jax.nn.relu(x)
             x = pool.max(x, 2)
-        x = pool.adaptive_average(x, self.pooled)
-        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as torchvision flattens
+        with jax.named_scope("linear0"):
+            x = pool.adaptive_average(x, self.pooled)
+            x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # channels first, as torchvision flattens
         for i in range(len(self.hidden)):
-            x = jax.nn.relu(linear.apply(params[f"linear{i}"], x))
-            x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
-        return linear.apply(params[f"linear{len(self.hidden)}"], x), new
+            with jax.named_scope(f"linear{i}"):
+                x = jax.nn.relu(linear.apply(params[f"linear{i}"], x))
+                x = dropout.apply(x, self.dropout, train=train, key=None if key is None else jax.random.fold_in(key, i))
+        name = f"linear{len(self.hidden)}"
+        with jax.named_scope(name):
+            return linear.apply(params[name], x), new
 
     def torchvision_names(self) -> dict[str, str]:
         """Our path of each array -> its name in torchvision's state dict.

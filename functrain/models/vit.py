@@ -115,8 +115,10 @@ class ViT:
           ValueError: images of another size than the positions are for.
         """
         h = self.encode(params, self.patches(params, x), key=key, train=train)
-        h = layer_norm.apply(params["norm"], h[:, 0], epsilon=_EPSILON)
-        return linear.apply(params["head"], h), state
+        with jax.named_scope("norm"):
+            h = layer_norm.apply(params["norm"], h[:, 0], epsilon=_EPSILON)
+        with jax.named_scope("head"):
+            return linear.apply(params["head"], h), state
 
     def patches(self, params, x) -> jax.Array:
         """Images -> their patches with their positions [batch, places, width].
@@ -126,8 +128,11 @@ class ViT:
         """
         if x.shape[1:3] != self.inputs[:2]:
             raise ValueError(f"images of {x.shape[1:3]}; the model has positions for {self.inputs[:2]}")
-        patches = conv.apply(params["patches"], x.reshape(*x.shape[:3], -1), stride=self.patch, padding="valid")
-        return patches.reshape(x.shape[0], -1, self.width) + params["positions"][:, 1:]
+        with jax.named_scope("patches"):
+            patches = conv.apply(params["patches"], x.reshape(*x.shape[:3], -1), stride=self.patch, padding="valid")
+            patches = patches.reshape(x.shape[0], -1, self.width)
+        with jax.named_scope("positions"):
+            return patches + params["positions"][:, 1:]
 
     def encode(self, params, patches, *, key=None, train=False) -> jax.Array:
         """Patches [batch, places, width], all or some -> features [batch, 1 + places, width] before the last norm.
@@ -140,15 +145,20 @@ class ViT:
         def drop(h):
             return dropout.apply(h, self.dropout, key=next(drawn), train=train)
 
+        @jax.named_scope("feed_forward")
+        def feed_forward(params, h):
+            up = drop(activations.by_name("gelu")(linear.apply(params["up"], h)))
+            return linear.apply(params["down"], up)
+
         token = params["class_token"] + params["positions"][:, :1]
         h = drop(jnp.concatenate([jnp.broadcast_to(token, (len(patches), 1, self.width)), patches], 1))
         for i in range(self.layers):
             block = params[f"block{i}"]
-            normed = layer_norm.apply(block["norm1"], h, epsilon=_EPSILON)
-            h = h + drop(self._attend(block["attention"], normed, next(drawn), train))
-            up = linear.apply(block["feed_forward"]["up"], layer_norm.apply(block["norm2"], h, epsilon=_EPSILON))
-            up = drop(activations.by_name("gelu")(up))
-            h = h + drop(linear.apply(block["feed_forward"]["down"], up))
+            with jax.named_scope(f"block{i}"):
+                normed = layer_norm.apply(block["norm1"], h, epsilon=_EPSILON)
+                h = h + drop(self._attend(block["attention"], normed, next(drawn), train))
+                normed = layer_norm.apply(block["norm2"], h, epsilon=_EPSILON)
+                h = h + drop(feed_forward(block["feed_forward"], normed))
         return h
 
     def torchvision_names(self) -> dict[str, str]:
@@ -168,6 +178,7 @@ class ViT:
             names |= {f"params/block{i}/{ours}": f"{at}.{theirs}" for ours, theirs in _PARTS.items()}
         return names
 
+    @jax.named_scope("attention")
     def _attend(self, params, h, key, train):
         """Self-attention; queries, keys and values by one matrix product."""
         qkv = linear.apply(params["qkv"], h)

@@ -94,27 +94,31 @@ class WaveNet:
         label: [n] the class of each wave, where the model has classes.
         state: with that of `remember`, x goes on from what came before, without computing it again (Paine et al. 2016).
         """
-        h, total = embedding.apply(params["codes"], x), 0
-        past, new = state.get("past"), {}
+        with jax.named_scope("codes"):
+            h = embedding.apply(params["codes"], x)
+        total, past, new = 0, state.get("past"), {}
         label = state.get("label", label)
         for i, dilation in enumerate(self.dilations):
             layer, name = params[f"layer{i}"], f"layer{i}"
-            if past is None:
-                both = conv.apply(layer["conv"], h, dilation=dilation, padding="causal")
-            else:
-                reach = (self.kernel - 1) * dilation
-                seen = jnp.concatenate([past[name].astype(h.dtype), h], 1)
-                both = conv.apply(layer["conv"], seen, dilation=dilation, padding="valid")
-                new[name] = seen[:, -reach:] if reach else seen[:, :0]
-            if self.classes:
-                both = both + embedding.apply(layer["class"], label)[:, None]
-            f, g = jnp.split(both, 2, -1)
-            z = jnp.tanh(f) * jax.nn.sigmoid(g)
-            total = total + linear.apply(layer["skip"], z)
-            if "residual" in layer:
-                h = h + linear.apply(layer["residual"], z)
-        y = linear.apply(params["out0"], jax.nn.relu(total))
-        logits = linear.apply(params["out1"], jax.nn.relu(y))
+            with jax.named_scope(name):
+                if past is None:
+                    both = conv.apply(layer["conv"], h, dilation=dilation, padding="causal")
+                else:
+                    reach = (self.kernel - 1) * dilation
+                    seen = jnp.concatenate([past[name].astype(h.dtype), h], 1)
+                    both = conv.apply(layer["conv"], seen, dilation=dilation, padding="valid")
+                    new[name] = seen[:, -reach:] if reach else seen[:, :0]
+                if self.classes:
+                    both = both + embedding.apply(layer["class"], label)[:, None]
+                f, g = jnp.split(both, 2, -1)
+                z = jnp.tanh(f) * jax.nn.sigmoid(g)
+                total = total + linear.apply(layer["skip"], z)
+                if "residual" in layer:
+                    h = h + linear.apply(layer["residual"], z)
+        with jax.named_scope("out0"):
+            y = linear.apply(params["out0"], jax.nn.relu(total))
+        with jax.named_scope("out1"):
+            logits = linear.apply(params["out1"], jax.nn.relu(y))
         return logits, state | {"past": new} if past is not None else state
 
     def remember(self, batch: int, length: int = 0, dtype: Any = float) -> dict[str, Any]:

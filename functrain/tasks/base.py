@@ -67,7 +67,8 @@ class OneLoss:
     def full_loss(self, params, state, batch, *, key, train):
         """`loss` of the model applied to the batch's x: what the learner and evaluation call."""
         outputs, state = self.model.apply(params, state, batch["x"], **beside(self, batch), key=key, train=train)
-        means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
+        with jax.named_scope("loss"):
+            means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
         return means, state, metrics
 
     def update(self, train_state: Any, batch: Any, *, key: jax.Array) -> tuple[Any, dict[str, Any]]:
