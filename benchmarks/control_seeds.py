@@ -5,10 +5,11 @@
 
 Each seed is a whole run: its own environment, replay buffer, actor, critic and targets; a step of it is one step of the
 environment and one update of both players. functrain advances all seeds in one program, either together under vmap or
-each in turn (`functrain train configs/ddpg_pendulum.toml train.seeds=64 train.members=together`). Stable-Baselines3 runs
-a seed a process, so that on one core any number of seeds has together the rate of one. Two sizes: that of the config (hidden layers of 256 and 256, batches of 256),
-whose arithmetic fills a core, and small ones (32 and 32, batches of 32), where what is paid for each step stands out.
-All are timed turn about after the warm-up, some steps at a time; printed are medians.
+each in turn (`functrain train configs/ddpg_pendulum.toml train.seeds=64 train.members=together`). Stable-Baselines3
+runs a seed a process, so that on one core any number of seeds has together the rate of one. Two sizes: that of the
+config (hidden layers of 256 and 256, batches of 256), whose arithmetic fills a core, and small ones (32 and 32, batches
+of 32), where what is paid for each step stands out. All are timed turn about after the warm-up, some steps at a time;
+printed are medians.
 
 On one core (`taskset -c 1`; jax 0.10.2, Stable-Baselines3 2.9.2 with torch 2.13.0), steps a second of all seeds:
 

@@ -26,3 +26,38 @@ def live_jaxpr(closed):
     """The jaxpr without what no output needs, as XLA will drop it."""
     jaxpr = getattr(closed, "jaxpr", closed)
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def opened(body) -> tuple:
+    """(jaxpr, consts) of the body of an equation; ClosedJaxpr became Jaxpr in jax 0.11."""
+    return getattr(body, "jaxpr", body), list(getattr(body, "consts", ()) or ())
+
+
+def closed_like(body, closed):
+    """A traced function as a body of the same kind as another: a remat equation's is a plain Jaxpr before 0.11."""
+    if isinstance(body, core.ClosedJaxpr):
+        return closed
+    jaxpr, consts = opened(closed)
+    if consts:
+        raise TypeError(f"found {len(consts)} constants in a body that takes none")
+    return jaxpr
+
+
+def scan_counts(params) -> tuple[int, int]:
+    """(constants, carried values) of a scan equation's inputs; since jax 0.11 in a tree, `ft_in`."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def manual_axes(params) -> frozenset:
+    """The mesh axes over which a shard_map equation is written by hand."""
+    return params["newly_manual_axes"]
+
+
+def with_dtype(aval, dtype):
+    """The type of an array in another dtype, as `jax.make_jaxpr` takes it."""
+    if dtype is None or aval.dtype == dtype:
+        return aval
+    return aval.update(dtype=dtype, weak_type=False)

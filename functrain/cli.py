@@ -95,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
     rate.add_argument("--steps", type=int, default=200, help="how many steps it takes (default: 200)")
     rate.add_argument("--figure", metavar="PNG", type=Path, help="draw the loss against the rate into this file")
 
+    precision = commands.add_parser("precision", help="what low precision does to the gradient, and which part of it")
+    precision.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    precision.add_argument("--batches", type=int, default=2, metavar="N", help="on how many batches (default: 2)")
+    precision.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
+    precision.add_argument("--figure", metavar="PNG", type=Path, help="draw the errors into this file")
+
     folds = commands.add_parser("folds", help="k-fold cross-validation: a run for each of data.folds, and their mean")
     folds.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     folds.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the runs are; again to go on")
@@ -298,6 +304,24 @@ def _find_rate(given) -> int:
     return 0
 
 
+def _precision(given) -> int:
+    from functrain import report, runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment, build
+
+    path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.figure)
+    runs.use_compilation_cache()
+    console = runs.make_console()
+    tell = runs.searching(console)
+    built = build(parse(Experiment, read(path, overrides)), tell)
+    if built.chosen is not None:
+        runs.show_choice(console, built.chosen)
+    found = report.precision(console, built, batches=given.batches, steps=given.steps, figure=given.figure, tell=tell)
+    print(json.dumps({"gradient_error": found.error, "float32": found.exact}))
+    return 0
+
+
 def _folds(given) -> int:
     from functrain.config import parse, read
     from functrain.train.stop import Stop
@@ -380,6 +404,7 @@ _COMMANDS = {
     "export": _export,
     "inspect": _inspect,
     "find-rate": _find_rate,
+    "precision": _precision,
     "folds": _folds,
     "active": _active,
     "compare": _compare,

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functrain import transfer, tree
+from functrain import precise, transfer, tree
 from functrain.augment import AnyAugment
 from functrain.autodiff import AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, listed, parse
@@ -31,7 +31,7 @@ from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
 from functrain.optim.chain import matches
 from functrain.parallel import batch_placer, device_mesh, replicate
-from functrain.precision import AnyPrecision, Float32
+from functrain.precision import AnyPrecision, Auto, Float32
 from functrain.tasks import AnyTask
 from functrain.tasks.teacher import Teacher, teachers
 from functrain.train import members, state, step
@@ -115,6 +115,7 @@ class Built:
     dataset: Dataset | None
     flops: int  # of the matrix products in a step of one member
     monitor: str  # "" where nothing is evaluated
+    chosen: precise.Choice | None = None  # of precision.kind = "auto"
 
     @property
     def batch_size(self) -> int:
@@ -137,6 +138,7 @@ class Built:
             checkpoint_every=config.checkpoint.every,
             norms_every=config.observe.norms_every if observed else 0,
             draw_every=config.observe.draw_every if config.observe.figures else 0,
+            watch_every=getattr(config.precision, "watch_every", 0),
             patience=config.evaluate.patience,
         )
 
@@ -180,17 +182,42 @@ class Built:
         return as_is if hasattr(self.config.task, "whole") else batch_placer(self.mesh)
 
 
-def build(config: Experiment) -> Built:
+def build(config: Experiment, tell: Callable[[int, int], None] = lambda done, of: None) -> Built:
     """Load the data, put the task together, and write out what was automatic. Nothing is trained, nothing written.
+
+    tell: called while `precision.kind = "auto"` measures, with how much of it is done.
 
     Raises:
       ConfigError: the parts do not fit one another.
     """
+    for name, player in config.players.items():
+        if isinstance(player.precision, Auto):
+            raise ConfigError(f'players.{name}.precision.kind: "auto" is for a task of one player')
+    if not isinstance(config.precision, Auto):
+        return _build(config)
+    exact = _build(dataclasses.replace(config, precision=Float32()))
+    chosen = _search(exact, config.precision, tell)
+    built = _build(dataclasses.replace(exact.config, precision=chosen.policy), exact.dataset)
+    return dataclasses.replace(built, chosen=chosen)
+
+
+def _search(built: Built, settings: Auto, tell: Callable[[int, int], None]) -> precise.Choice:
+    """What the search for dtypes chooses at the start of a run, on its first batches."""
+    feed = built.feeds["train"]
+    batch = jax.jit(lambda window, step: built.place(feed.batch(window, step)))
+    batches = [batch(feed.window(i, 1), np.int32(i)) for i in range(settings.batches)]
+    return precise.search(built.task, first_state(built), batches, settings, tell)
+
+
+def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
+    """`build`, of a config whose precision is no longer automatic; loaded: the data, where they are at hand."""
     if config.data is None and hasattr(config.task, "model"):
         raise ConfigError(f"data: missing; a table with a kind: {listed(kind_table(AnyData))}")
     config = _with_teachers(_from_hub(config))
     _check_units(config)
-    dataset = config.data.load() if config.data else None
+    dataset = loaded
+    if loaded is None and config.data is not None:
+        dataset = config.data.load()
     if config.data is not None and dataset is not None and dataset.found:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **dataset.found))
     _check_range(config, dataset)
@@ -210,6 +237,8 @@ def build(config: Experiment) -> Built:
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None
             learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
+            own = name in config.players and config.players[name].precision is not None
+            learner.precision.check(params[name], f"players.{name}.precision" if own else "precision")
     train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
@@ -644,6 +673,7 @@ def _programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callab
         sharding=replicated,
         evaluate=evaluate.get("validation"),
         norms=bool(built.plan.norms_every) and not several,
+        watch=precise.watch(task) if built.plan.watch_every and not several else None,
         stacked=stacked,
     )
     if stacked:

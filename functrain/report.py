@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,19 +18,21 @@ from functrain.autodiff import AnyEstimator
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.data.base import reader
-from functrain.experiment import Built, compile, overfit
+from functrain.experiment import Built, compile, first_state, overfit
 from functrain.finder import Found
 from functrain.layers import activations, initializers
 from functrain.models import AnyModel
 from functrain.observe import figures
-from functrain.observe.console import fact_table, human
+from functrain.observe.console import duration, fact_table, human
 from functrain.observe.events import history
 from functrain.observe.grid import grid
+from functrain.observe.precision_figure import precision_picture
 from functrain.optim import AnyAverage, AnyOptimizer, AnySchedule
+from functrain.precise import Measured, measure
 from functrain.precision import AnyPrecision
 from functrain.runs import read_config, show_before
 from functrain.tasks import AnyTask
-from functrain.train import state
+from functrain.train import state, step
 from functrain.transfer import start_table
 
 TABLES = {
@@ -178,6 +181,76 @@ def found_rate(console: Console, found: Found, figure: Path | None = None) -> No
     if figure is not None:
         figures.learning_rate_finder(found.rates, found.losses, found.suggestion, figure)
         console.print(f"loss against rate: {figure}")
+
+
+def precision(
+    console: Console,
+    built: Built,
+    *,
+    batches: int = 2,
+    steps: int = 0,
+    figure: Path | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Measured:
+    """What low precision does to the gradient on batches of the training data: in tables, and in `figure` as a picture.
+
+    Args:
+      batches: how many.
+      steps: of training that come first.
+      tell: called with how much of it is done.
+
+    Raises:
+      ConfigError: a task that has not one player, or numbers below what makes sense.
+    """
+    if batches < 1 or steps < 0:
+        raise ConfigError(f"--batches {batches} --steps {steps}: expected at least 1 and 0")
+    policy, feed, train_state = built.config.precision, built.feeds["train"], first_state(built)
+    take = jax.jit(step.make_body(built.task, feed, built.place), donate_argnums=0)
+    zero = step.zero_metrics(built.task, feed, train_state, feed.window(0, 1))
+    for i in range(steps):
+        train_state, _ = take(train_state, zero, feed.window(i, 1))
+    batch = jax.jit(lambda window, step: built.place(feed.batch(window, step)))
+    taken = [batch(feed.window(i, 1), np.int32(i)) for i in range(steps, steps + batches)]
+    found = measure(built.task, train_state, taken, tell)
+    errors = f"{found.error:.2g} ({policy.kind}), {found.exact:.2g} (float32)"
+    console.print(fact_table({"relative error of the gradient": f"{errors}; {batches} batches after {steps} steps"}))
+    table = Table(box=None, pad_edge=False, header_style="bold", title="by parameters", title_justify="left")
+    for name in ("parameters", policy.kind, "float32", "underflow", "overflow"):
+        table.add_column(name, justify="left" if name == "parameters" else "right")
+    groups = sorted(found.groups, key=lambda group: -group.error)
+    for group in groups:
+        errors = (f"{group.error:.1e}", f"{group.exact:.1e}")
+        table.add_row(group.name, *errors, *map(_share, (group.under, group.over)))
+    console.print(table)
+    title = f"by primitives, in {found.low}"
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for name in ("class", "it alone", "all but it", "underflow", "overflow", "FLOPs", "numbers"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for row in found.classes:
+        errors = (f"{row.alone:.1e}", f"{row.rest:.1e}")
+        table.add_row(row.name, *errors, *map(_share, (row.under, row.over, row.flops, row.numbers)))
+    console.print(table)
+    parts = sorted(((error, of, part) for (of, part), error in found.parts.items()), reverse=True)
+    named = [(f"{of} in {part}" if part else f"{of} elsewhere", error) for error, of, part in parts]
+    worst = ", ".join(f"{name} ({error:.1e})" for name, error in named[:5])
+    seconds, ratio = found.seconds, found.seconds["policy"] / found.seconds["float32"]
+    facts = {
+        "most error": worst,
+        "cost": f"{ratio:.2f} of float32's time ({duration(seconds['policy'])} and {duration(seconds['float32'])}); to "
+        f"compile {duration(seconds['compile policy'])} and {duration(seconds['compile float32'])}",
+    }
+    console.print(fact_table(facts))
+    if figure is not None:
+        of_groups = [(group.name, group.error, group.exact) for group in groups]
+        of_classes = [(row.name, row.alone) for row in found.classes]
+        precision_picture(policy.kind, found.low, of_groups[:40], of_classes, named[:40], figure)
+        console.print(f"errors: {figure}")
+    return found
+
+
+def _share(x: float) -> str:
+    """A share as it is read: nothing where there is none."""
+    return f"{x:.1%}" if x >= 5e-4 else f"{x:.0e}" if x else ""
 
 
 def check_figure(path: Path | None, option: str = "--figure") -> None:

@@ -33,7 +33,16 @@ from functrain.data.known import cache_folder
 from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
 from functrain.metrics import finite, read, scalars
 from functrain.observe import figures, flops
-from functrain.observe.console import ProgressLine, duration, fact_table, human, parameter_table, result_table
+from functrain.observe.console import (
+    BoundLine,
+    ProgressLine,
+    choice_table,
+    duration,
+    fact_table,
+    human,
+    parameter_table,
+    result_table,
+)
 from functrain.observe.events import JSONLines, history
 from functrain.observe.mlflow import MLflow
 from functrain.observe.tensorboard import TensorBoard
@@ -41,6 +50,7 @@ from functrain.observe.tracking import library
 from functrain.observe.wandb import WandB
 from functrain.parallel import replicate
 from functrain.pictures import drawer
+from functrain.precise import Choice
 from functrain.precision import dtype_of
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
@@ -87,7 +97,7 @@ def train(
     console = console or make_console()
     _check_out(out)
     _check_trackers(config)
-    built = build(config)
+    built = build(config, searching(console))
     record = built.start_record()  # read before anything is shown: what is wrong with it is one line
     show_before(console, built)
     if built.start is not None:
@@ -191,6 +201,8 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
     )
     trackers = _trackers(built.config, out, resumed_at)
     sinks = [lines, progress, *trackers]
+    if bound := getattr(settings.precision, "bound", 0.0):
+        sinks.append(BoundLine(_warn, bound))
     store = Directory(
         out / "checkpoints", settings.checkpoint.keep, built.monitor, settings.evaluate.mode, _constant(built.task)
     )
@@ -388,6 +400,31 @@ def show_before(console: Console, built: Built) -> None:
         held = [a for part in splits.values() if part for a in part.values() if not isinstance(a, np.memmap)]
         facts["memory"] += f", examples {human(sum(a.nbytes for a in held), 'B')}"
     console.print(fact_table(facts))
+    if built.chosen is not None:
+        show_choice(console, built.chosen)
+
+
+def searching(console: Console) -> Callable[[int, int], None]:
+    """`tell(done, of)` that shows how far a search for dtypes is, where somebody looks."""
+    start = time.perf_counter()
+
+    def tell(done, of):
+        if console.is_terminal:
+            end = "\n" if done == of else "\r"
+            console.print(f"precision: part {done} of {of}, {duration(time.perf_counter() - start)}", end=end)
+
+    return tell
+
+
+def show_choice(console: Console, chosen: Choice) -> None:
+    """What a search for dtypes chose, part by part, with the errors that made it choose so."""
+    parts = sorted(chosen.parts, key=lambda part: (-part.flops, -part.numbers))
+    rows = [(p.scope or "elsewhere", p.of, p.dtype, p.errors, p.flops, p.numbers) for p in parts]
+    console.print(choice_table(rows))
+    console.print(
+        f"precision: the gradient differs by {chosen.error:.2g} from that in float32 (bound {chosen.policy.bound:g}); "
+        f"{chosen.low:.1%} of the matrix products' FLOPs are in 16 bits"
+    )
 
 
 def _show_after(console: Console, result: dict[str, Any], out: Path) -> None:

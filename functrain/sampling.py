@@ -120,7 +120,7 @@ class Writer:
         learner, player = model.task.learner, model.train_state.players["model"]
         params, state, self._dtype = learner.weights(player), model.train_state.state, float
         self._model, params, state = plain(self._model, params, state)
-        if learner.precision.kind != "float32":  # all at once, not at each token
+        if learner.precision.kind != "float32":  # all at once, not at each token; autocast's products are in that too
             self._dtype = dtype_of(learner.precision)
             params = tree.cast(params, self._dtype)
         self._remembers, self._state = hasattr(self._model, "remember"), state

@@ -32,7 +32,7 @@ FLOORS = [
     ["models", "optim", "parallel"],
     ["tasks"],
     ["train"],
-    ["transfer"],
+    ["transfer", "precise"],
     ["experiment"],
     ["pictures"],
     ["runs", "finder"],

@@ -6,7 +6,7 @@ Where there is no terminal, the line becomes plain log lines, at most one a few 
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,9 @@ class ProgressLine:
             if self._watch in values:
                 self._best = f"validation {self._watch} {values[self._watch]:.4g}"
             return
-        if all(map(by_parameter, values)):
+        if all(
+            by_parameter(name) or name == "gradient_error" for name in values
+        ):  # measured apart, at steps of its own
             return
         now = time.perf_counter()
         seconds, steps = now - self._past[0][0], step - self._past[0][1]
@@ -142,6 +144,28 @@ class ProgressLine:
             self._live.stop()
 
 
+class BoundLine:
+    """The sink that warns where the error of a gradient in low precision is above its bound, and where it doubles."""
+
+    def __init__(self, warn: Callable[[str], None], bound: float):
+        self._warn, self._bound, self._told = warn, bound, bound
+
+    def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Look at a step's gradient_error."""
+        error = values.get("gradient_error", 0.0)
+        if error > self._told:
+            self._warn(
+                f"step {step}: the gradient's relative error is {error:.2g}, above precision.bound = {self._bound:g}"
+            )
+            self._told = 2 * error
+
+    def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
+        """None."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 def result_table(result: dict[str, Any]) -> Table:
     """Metrics of the last and the best step and of the test, side by side; and of several members as one."""
     columns = {name: result[name] for name in ("final", "best", "test", "ensemble") if result.get(name)}
@@ -165,3 +189,16 @@ def _cell(number: tuple[float | None, float | None]) -> str:
     if mean is None:
         return ""
     return f"{mean:.4g}" if deviation is None else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def choice_table(rows: Iterable[tuple[str, str, str, dict[str, float], float, float]]) -> Table:
+    """(part, class of primitives, dtype, {dtype: error of it alone}, share of FLOPs, share of numbers), a line each."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title="dtypes chosen", title_justify="left")
+    for name in ("part", "class", "dtype"):
+        table.add_column(name)
+    for name in ("alone bfloat16", "float16", "FLOPs", "numbers"):
+        table.add_column(name, justify="right")
+    for part, of, dtype, errors, flops, numbers in rows:
+        shares = (f"{flops:.1%}" if flops else "", f"{numbers:.1%}")
+        table.add_row(part, of, dtype, f"{errors['bfloat16']:.1e}", f"{errors['float16']:.1e}", *shares)
+    return table

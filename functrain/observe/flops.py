@@ -34,18 +34,22 @@ def _flops(jaxpr, primitives) -> int:
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         primitives.add(name)
-        if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-        elif name == "conv_general_dilated":
-            kernel, layout = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]
-        else:
-            inner = [_flops(j, primitives) for j in _compat.inner_jaxprs(equation)]
-            times = equation.params["length"] if name == "scan" else 1
-            total += times * (max(inner, default=0) if name == "cond" else sum(inner))
+        inner = [_flops(j, primitives) for j in _compat.inner_jaxprs(equation)]
+        times = equation.params["length"] if name == "scan" else 1
+        total += of_equation(equation) + times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
+
+
+def of_equation(equation: Any) -> int:
+    """FLOPs of an equation that is a matrix product or a convolution; 0 of any other."""
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel, layout = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[layout[0]]
+    return 0
 
 
 def matmul_peak(dtype: Any, cache: Path | None = None) -> float:

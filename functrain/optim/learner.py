@@ -25,7 +25,7 @@ from functrain.autodiff import Reverse
 from functrain.metrics import Mean
 from functrain.optim import sparse
 from functrain.optim.average import NoAverage
-from functrain.optim.objective import objective
+from functrain.optim.objective import Objective, objective
 from functrain.optim.optimizers import AdamW
 from functrain.precision import Float32, LossScale
 
@@ -68,8 +68,9 @@ class Learner:
 
     def init(self, params: Any) -> Player:
         """A player at the start: these parameters, and the optimizer's first state, in at least float32."""
-        moments = self.optimizer.build().init(jax.tree.map(tree.wide, params))
-        return Player(params, moments, self.average.init(params), self.precision.init_scale(), jnp.int32(0))
+        wide, stored = jax.tree.map(tree.wide, params), self.precision.stored(params)
+        moments = self.optimizer.build().init(wide)
+        return Player(stored, moments, self.average.init(params), self.precision.init_scale(), jnp.int32(0))
 
     def weights(self, player: Player) -> Any:
         """The parameters that evaluation uses: the average where there is one, of what the optimizer holds for best."""
@@ -91,14 +92,17 @@ class Learner:
         learned, state, metrics = self._update(loss, sparse.take(player, found), state, batch, key=key)
         return sparse.put(player, learned, found), state, metrics
 
+    def goal(self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array) -> Objective:
+        """The loss on a batch as a function of the parameters, in the learner's precision."""
+        if (trainable := self.optimizer.trainable(player.params)) is not None:
+            loss = _frozen(loss, trainable)
+        scale = player.scale and player.scale.value
+        return objective(self.precision(loss), state, batch, key, accumulate=self.accumulate, scale=scale)
+
     def _update(self, loss, player, state, batch, *, key):
         """`update`, of all the parameters that the player holds."""
         old, scale = player.params, player.scale
-        if (trainable := self.optimizer.trainable(old)) is not None:
-            loss = _frozen(loss, trainable)
-        goal = objective(
-            self.precision(loss), state, batch, key, accumulate=self.accumulate, scale=scale and scale.value
-        )
+        goal = self.goal(loss, player, state, batch, key=key)
         gradients, value, (new_state, metrics) = self.estimator(goal, old, jax.random.fold_in(key, 1))
         norm = tree.norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)

@@ -1,8 +1,14 @@
 """Precision policies: which dtype parameters, computation and outputs have. A policy turns a loss into a loss.
 
-Parameters are kept in float32 and updated there; a 16-bit policy casts them, and the batch's inputs, on the way
-into the loss, so that the layers compute in that dtype (see `functrain.layers`). Norms, softmax, losses and every
-sum stay in at least float32, and so do the entries of a batch named in `EXACT`.
+policy            parameters           computation                                         outputs
+float32           float32              float32                                             float32
+bfloat16, float16 float32, or low      what layers of parameters cast to it compute        float32: losses and sums
+autocast          float32              by primitive                                        float32
+auto              as autocast, with rules chosen before the first step
+
+bfloat16 and float16 cast parameters, and the batch's inputs, on the way into the loss, so that the layers compute in
+that dtype (see `functrain.layers`). Norms, softmax, losses and every sum stay in at least float32, and so do the
+entries of a batch named in `EXACT`.
 """
 
 from typing import Any, Literal
@@ -12,7 +18,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from functrain import tree
-from functrain.config import Positive, Size, configclass, kinds
+from functrain.config import ConfigError, Count, NonNegative, Positive, Size, configclass, kinds
+from functrain.precision.autocast import autocast
+from functrain.precision.rules import Rule, Rules
 
 EXACT = ("y", "mask", "weight", "share", "boxes", "scale", "target")
 """Entries of a batch that no policy casts: targets, masks, weights, and what is in pixels."""
@@ -41,12 +49,14 @@ class LossScale:
         return LossScale(jnp.where(kept, value, self.value), jnp.where(grow, 0, good))
 
 
-def casting(loss, dtype):
-    """The loss computed in `dtype`: parameters and inputs cast on the way in."""
+def casting(loss, dtype, keep=()):
+    """The loss computed in `dtype`: parameters and inputs cast on the way in, but for parameters that match `keep`."""
 
     def low(params, state, batch, *, key):
         batch = {name: x if name in EXACT else tree.cast(x, dtype) for name, x in batch.items()}
-        return loss(tree.cast(params, dtype), state, batch, key=key)
+        kept = tree.select(keep, params)
+        params = jax.tree.map(lambda p, k: p if k else tree.cast(p, dtype), params, kept)
+        return loss(params, state, batch, key=key)
 
     return low
 
@@ -61,49 +71,154 @@ class Float32:
         """The loss itself."""
         return loss
 
+    def check(self, params: Any, section: str) -> None:
+        """Nothing to check."""
+
+    def stored(self, params: Any) -> Any:
+        """Parameters as they are kept."""
+        return params
+
     def init_scale(self) -> LossScale | None:
         """No loss scale."""
         return None
 
 
 @configclass
-class BFloat16:
+class Casting:
+    """What bfloat16 and float16 share: parameters and inputs are cast; layers compute in what their parameters have."""
+
+    keep: tuple[str, ...] = ()
+    """Parameters that stay in float32, by patterns of their paths; so does what their layers compute."""
+    parameters: Literal["float32", "low"] = "float32"
+    """In what parameters are kept between steps: float32, or low, the dtype that is computed in: half the memory, but
+    an update that is small beside its parameter is lost to rounding. Those of `keep` stay in float32."""
+
+    dtype = "bfloat16"
+
+    def __call__(self, loss):
+        """The loss computed in the low dtype."""
+        return casting(loss, jnp.dtype(self.dtype), self.keep)
+
+    def check(self, params: Any, section: str) -> None:
+        """Raises a ConfigError where a pattern of `keep` matches no parameter."""
+        try:
+            tree.select(self.keep, params)
+        except ValueError as error:
+            raise ConfigError(f"{section}.keep: {error}") from None
+
+    def stored(self, params: Any) -> Any:
+        """Parameters as they are kept."""
+        if self.parameters == "float32":
+            return params
+        kept = tree.select(self.keep, params)
+        return jax.tree.map(lambda p, k: p if k else tree.cast(p, jnp.dtype(self.dtype)), params, kept)
+
+    def init_scale(self) -> LossScale | None:
+        """No loss scale."""
+        return None
+
+
+@configclass
+class BFloat16(Casting):
     """Compute in bfloat16, parameters in float32; its exponent is float32's, so no loss scale is needed."""
 
     kind: Literal["bfloat16"] = "bfloat16"
 
-    def __call__(self, loss):
-        """The loss computed in bfloat16."""
-        return casting(loss, jnp.bfloat16)
-
-    def init_scale(self) -> LossScale | None:
-        """No loss scale."""
-        return None
-
 
 @configclass
-class Float16:
-    """Compute in float16, parameters in float32; a dynamic loss scale keeps small gradients from vanishing."""
+class Scaled:
+    """A dynamic loss scale, by the rule of torch.amp.GradScaler: float16 needs it, for small gradients vanish."""
 
-    kind: Literal["float16"] = "float16"
     initial_scale: Positive = 65536.0
     """The loss scale at the start; it halves by itself where that is too high."""
     growth_every: Size = 2000
     """Good steps in a row after which the scale doubles."""
 
-    def __call__(self, loss):
-        """The loss computed in float16."""
-        return casting(loss, jnp.float16)
-
-    def init_scale(self) -> LossScale | None:
+    def first_scale(self) -> LossScale:
         """The scale at the start of a run."""
         return LossScale(jnp.asarray(self.initial_scale, jnp.float32), jnp.int32(0))
 
 
-AnyPrecision = kinds(Float32, BFloat16, Float16, default="float32")
+@configclass
+class Float16(Scaled, Casting):
+    """Compute in float16, parameters in float32; a dynamic loss scale keeps small gradients from vanishing."""
+
+    kind: Literal["float16"] = "float16"
+
+    dtype = "float16"
+
+    def init_scale(self) -> LossScale | None:
+        """The scale at the start of a run."""
+        return self.first_scale()
+
+
+@configclass
+class Autocast(Scaled):
+    """Each primitive in a dtype of its own (`functrain.precision.autocast`), parameters in float32.
+
+    Where float16 is among them, gradients have a dynamic loss scale.
+    """
+
+    kind: Literal["autocast"] = "autocast"
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """Of matrix products and convolutions."""
+    rules: tuple[Rule, ...] = ()
+    """What is computed in something else, and where; the first that holds counts."""
+    bound: NonNegative = 0.0
+    """The gradient's relative error above which the run warns; 0 measures none. See `kind = "auto"`."""
+    watch_every: Count = 0
+    """How often, in steps, the error of a batch's gradient is measured and logged as gradient_error; 0 is never."""
+
+    def __call__(self, loss):
+        """The loss under autocast."""
+        return autocast(loss, Rules(self.dtype, self.rules))
+
+    def check(self, params: Any, section: str) -> None:
+        """Nothing of the parameters: rules are by scopes."""
+
+    def stored(self, params: Any) -> Any:
+        """Parameters as they are kept: float32."""
+        return params
+
+    def init_scale(self) -> LossScale | None:
+        """The scale at the start of a run, where float16 is used."""
+        return self.first_scale() if "float16" in (self.dtype, *(rule.dtype for rule in self.rules)) else None
+
+
+@configclass
+class Auto(Scaled):
+    """Chooses for each class of primitives in each part of the model the cheapest dtype that a bound on the gradient's
+    error allows, before the first step; the run's config has what was chosen, as the rules of `kind = "autocast"`.
+    """
+
+    kind: Literal["auto"] = "auto"
+    bound: Positive = 1e-2
+    """The most that the gradient may differ from that in float32: the norm of the difference over the norm."""
+    batches: Size = 4
+    """On how many batches of the training data it must hold."""
+    watch_every: Count = 100
+    """How often, in steps, the error is measured again while the run trains; 0 is never."""
+
+    def __call__(self, loss):
+        """Never: a config is built with what was chosen."""
+        raise TypeError("precision.kind = 'auto' is chosen by functrain.experiment.build")
+
+    def check(self, params: Any, section: str) -> None:
+        """Nothing of the parameters."""
+
+    def stored(self, params: Any) -> Any:
+        """Parameters as they are kept: float32."""
+        return params
+
+    def init_scale(self) -> LossScale | None:
+        """Nothing yet."""
+        return None
+
+
+AnyPrecision = kinds(Float32, BFloat16, Float16, Autocast, Auto, default="float32")
 """[precision]: every policy a config can name."""
 
 
 def dtype_of(policy: Any) -> jax.typing.DTypeLike:
     """The dtype in which a policy's matrix products run."""
-    return {"bfloat16": jnp.bfloat16, "float16": jnp.float16}.get(policy.kind, jnp.float32)
+    return jnp.dtype(getattr(policy, "dtype", "float32"))

@@ -63,6 +63,7 @@ class Plan:
     checkpoint_every: int = 0
     norms_every: int = 0
     draw_every: int = 0
+    watch_every: int = 0
     patience: int = 0
 
     def __post_init__(self):
@@ -72,7 +73,14 @@ class Plan:
     def next_stop(self, at: int) -> int:
         """Where the chunk that starts at step `at` ends: never past a boundary."""
         ends = [self.steps, at + self.chunk]
-        for every in (self.log_every, self.evaluate_every, self.checkpoint_every, self.norms_every, self.draw_every):
+        for every in (
+            self.log_every,
+            self.evaluate_every,
+            self.checkpoint_every,
+            self.norms_every,
+            self.draw_every,
+            self.watch_every,
+        ):
             if every:
                 ends.append((at // every + 1) * every)
         return min(ends)
@@ -194,6 +202,8 @@ def run(
                 read_late(1)
             if program.norms is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
                 late.append((at, program.norms(train_state, program.window(at, 1))))
+            if program.watch is not None and plan.watch_every and at % plan.watch_every == 0 and at < plan.steps:
+                late.append((at, program.watch(train_state, program.window(at, 1))))
             if draw is not None and plan.draw_every and at % plan.draw_every == 0 and at < plan.steps:
                 jax.block_until_ready(mark)
                 start = clock()

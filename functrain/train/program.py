@@ -26,6 +26,7 @@ class Program:
     fresh() -> a zero running sum of metrics.
     evaluate(train_state) -> metrics of the validation examples, or None where there are none.
     norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
+    watch(train_state, window) -> what else is measured of that step; or None.
     members(tree) -> the train state, or metrics, of each member of the run; mostly there is one.
     scalars(metrics) -> their numbers on the host; of several members, mean and deviation.
     memory: XLA's analysis of `advance`, bytes by name.
@@ -36,6 +37,7 @@ class Program:
     fresh: Callable[[], Any]
     evaluate: Callable[[Any], Any] | None = None
     norms: Callable[[Any, Any], Any] | None = None
+    watch: Callable[[Any, Any], Any] | None = None
     members: Callable[[Any], list[Any]] = lambda tree: [tree]
     scalars: Callable[[Any], dict[str, float]] = lambda metrics: scalars(read(metrics))
     memory: dict[str, int] = field(default_factory=dict)
@@ -51,6 +53,7 @@ def compile_program(
     sharding: Any = None,
     evaluate: Callable[[Any], Any] | None = None,
     norms: bool = False,
+    watch: Callable[[Any, Any], Any] | None = None,
     stacked: bool = False,
 ) -> Program:
     """Compile the steps of a task, ahead of time.
@@ -61,7 +64,7 @@ def compile_program(
       loop: "loop", many steps in one program, or "step", a dispatch a step.
       place: cuts a batch over devices.
       sharding: where what the host sends lies; None is the default device.
-      evaluate, norms: see Program; `norms` says whether there are any.
+      evaluate, norms, watch: see Program; `norms` says whether there are any, and `watch` is given the batch.
       stacked: whether the train state has a leading axis of members, and the second part of the window their seeds
         (see functrain.train.members).
     """
@@ -98,12 +101,16 @@ def compile_program(
             train_state, metrics, mark = steps(train_state, metrics, window)
         return train_state, metrics, mark
 
+    def watched(train_state, window):
+        return watch(train_state, place(feed.batch(window, train_state.step)))  # pyright: ignore[reportOptionalCall]
+
     return Program(
         advance=chunk if loop == "loop" else one_by_one,
         window=feed.window,
         fresh=fresh,
         evaluate=evaluate,
         norms=_norms(task, feed, place).lower(train_state, window).compile() if norms else None,
+        watch=jax.jit(watched).lower(train_state, window).compile() if watch is not None else None,
         memory=_memory(steps),
     )
 
