@@ -117,14 +117,16 @@ doubled.defvjp(lambda w, x: (x @ w, (w, x)), lambda saved, g: (2 * saved[1].T @ 
 
 @jax.custom_jvp
 def tripled(x, n):
-    """n sin(x), whose derivative is three times what it should be."""
-    return jnp.sin(x) * n
+    """n tanh(x), whose derivative is three times what it should be, and the largest places."""
+    return jnp.tanh(x) * n, lax.argmax(x, 1, jnp.int32)
 
 
 @tripled.defjvp
 def _(primals, tangents):
     x, n = primals
-    return tripled(x, n), 3 * jnp.cos(x) * n * tangents[0]
+    y, places = tripled(x, n)
+    slope = 3 * n * (1 - jnp.tanh(x) ** 2)  # in float32, for it has a power, where y is in bfloat16
+    return (y, places), (slope * tangents[0], np.zeros(places.shape, jax.dtypes.float0))
 
 
 @jax.custom_vjp
@@ -210,7 +212,7 @@ SEEN = []
 
 def exempt(w, x):
     with jax.named_scope(EXEMPT):
-        h = jax.jit(lambda x: doubled(w, x) + tripled(x @ w, 2))(x)
+        h = jax.jit(lambda x: doubled(w, x) + tripled(x @ w, 2)[0])(x)
         return lax.scan(lambda c, _: (jnp.sin(c @ w.T) @ w, None), h, length=2)[0]
 
 
@@ -294,7 +296,7 @@ CASES = {
     "custom_vjp": Case(lambda w, x: jnp.sin(doubled(w, x)), PAIR),
     "custom_vjp, integers": Case(rows_by_table, (V, LABELS)),
     "custom_vjp, a constant": Case(lambda x: lax.scan(lambda c, _: (by_constant(c)[0] @ V, None), x, length=2), (X,)),
-    "custom_jvp": Case(lambda w, x: tripled(x @ w, 2) + tripled(x[:, :5], LABELS[:, None]), PAIR),
+    "custom_jvp": Case(lambda w, x: (tripled(x @ w, 2), tripled(x[:, :5], LABELS[:, None])), PAIR),
     "shard_map": Case(shard_map, PAIR),
     "nested jit": Case(nested_jit, PAIR),
     "inner grad": Case(inner_grad, PAIR),
@@ -439,9 +441,7 @@ def test_every_kind_of_function_under_every_transformation(name, quick):
         assert same(ours, plain)
 
 
-@pytest.mark.parametrize(
-    "name", ["cross entropy", "scan in cond in jit", "checkpoint", "custom_vjp, integers", "shard_map"]
-)
+@pytest.mark.parametrize("name", ["scan in cond in jit", "custom_vjp, integers", "shard_map"])
 def test_without_jit(name):
     """The same, one operation at a time."""
     case = CASES[name]
@@ -650,11 +650,16 @@ def test_what_moves_values_widens_none(name):
     assert dtypes_in(traced(autocast(lambda w, x: jnp.sin(MOVES[name](x @ w))), *PAIR), "sin") == {BF16}
 
 
-def test_a_value_is_cast_once():
-    """A weight and an input of two products each."""
-    found = traced(autocast(lambda w, x: (x @ w) * (x @ w + jnp.sin(x) @ w)), *PAIR)
-    casts = [e.invars[0].aval.shape for e in found if e.params.get("new_dtype") == BF16]
-    assert sorted(casts) == [X.shape, X.shape, W.shape]
+def test_gradients_of_several_uses_are_summed_in_float32():
+    """Of a weight that is used many times over in bfloat16."""
+
+    def f(w, x):
+        return sum(jnp.sin(jnp.cos(i * x) @ w).sum() for i in range(64))
+
+    found = traced(gradient(autocast(f)), *PAIR)
+    assert dtypes_in(found, "add_any") == {F32}
+    one, many = gradient(autocast(f))(*PAIR)[0], gradient(f)(*PAIR)[0]
+    assert np.linalg.norm(one - many) < 1e-2 * np.linalg.norm(many)  # summed in bfloat16 it was 3e-2
 
 
 def test_two_dtypes_of_one_value_are_told_apart():
@@ -821,10 +826,47 @@ def test_custom_rules_are_kept():
     """Wrong as they are: twice and three times what they should be."""
     twice = gradient(autocast(doubled))(*PAIR)
     assert_close(twice, jax.tree.map(lambda g: 2 * g, gradient(lambda w, x: x @ w)(*PAIR)))
-    thrice = jax.jvp(autocast(lambda x: tripled(x, 2)), [X], [jnp.ones_like(X)])[1]
-    assert_close(thrice, 6 * jnp.cos(X))
-    for f in doubled, lambda w, x: tripled(x @ w, 2):
+    thrice = jax.jvp(autocast(lambda x: tripled(x, 2)[0]), [X], [jnp.ones_like(X)])[1]
+    assert_close(thrice, 6 * (1 - jnp.tanh(X) ** 2))
+    for f in doubled, lambda w, x: tripled(x @ w, 2)[0]:
         assert dtypes_in(traced(gradient(autocast(f)), *PAIR), *PRODUCTS) == {BF16}
+
+
+def test_a_custom_rule_may_compute_in_another_dtype_than_its_function():
+    """The output is in the function's."""
+
+    @jax.custom_vjp
+    def size(x):
+        return jnp.abs(x)
+
+    size.defvjp(lambda x: (jnp.sqrt(jnp.square(x)), x), lambda x, g: (g * jnp.sign(x),))
+    found = traced(gradient(autocast(lambda w, x: jnp.sin(size(x @ w)))), *PAIR)
+    assert dtypes_in(found, "sqrt") == {F32}
+    assert dtypes_in(found, "sin") == {BF16}
+
+
+def test_custom_rules_are_traced_with_the_dtypes_that_they_were_written_for():
+    """They need no care for others: lax.mul takes no two dtypes."""
+
+    @jax.custom_vjp
+    def scaled(x, g):
+        return x * g
+
+    scaled.defvjp(lambda x, g: (x * g, (x, g)), lambda saved, t: (lax.mul(saved[1], t), lax.mul(saved[0], t)))
+
+    @jax.custom_jvp
+    def shifted(x, g):
+        return x + g
+
+    shifted.defjvp(lambda xs, ts: (shifted(*xs), lax.add(lax.mul(xs[1], ts[0]), lax.mul(xs[0], ts[1]))))
+
+    for f in scaled, shifted:  # one of the inputs in bfloat16, one in float32; so is the cotangent
+        for cotangent in jnp.sin, jnp.exp:
+
+            def h(w, x, f=f, cotangent=cotangent):
+                return cotangent(f(x @ w, jnp.exp(x[:, :5])) / 8)
+
+            assert_close(gradient(autocast(h))(*PAIR), gradient(h)(*PAIR))
 
 
 @pytest.mark.parametrize("cast", [jax.jit, autocast, lambda f: jax.jit(autocast(f))])
@@ -887,12 +929,13 @@ def test_float64_draws_what_float32_does():
     """A mask is that of the run in float32, and so is noise; what is computed with them is in float64."""
 
     def f(w, x, key):
-        return jnp.where(jax.random.bernoulli(key, 0.75, x.shape), x / 0.75, 0) @ w, jax.random.normal(key, (3,))
+        mask = jax.random.bernoulli(key, 0.75, x.shape)
+        return jnp.where(mask, x / 0.75, 0) @ w, jax.random.uniform(key, (99,), minval=4, maxval=5)
 
     args = W, X, KEY
-    mask, expected = jax.random.bernoulli(KEY, 0.75, X.shape), jax.random.normal(KEY, (3,))
+    mask, expected = jax.random.bernoulli(KEY, 0.75, X.shape), f(*args)[1]
     product, drawn = in_float64(f, args)
     with jax.enable_x64(True):
         native = jnp.where(mask, wide(X) / 0.75, 0) @ wide(W)
         assert_close(product, native, 1e-12)
-    assert np.abs(np.asarray(drawn) - np.asarray(expected)).max() <= 1e-6
+    assert (np.asarray(drawn) == np.asarray(expected)).all()

@@ -1,6 +1,6 @@
 """What autocast computes in which dtype, beside torch's lists for CUDA.
 
-The lists are those of torch 2.13's page "Automatic Mixed Precision package - torch.amp", "CUDA Op-Specific Behavior".
+The lists are those of torch's page "Automatic Mixed Precision package - torch.amp", "CUDA Op-Specific Behavior".
 Its lists for CPU are others: there softmax, sums and norms stay in bfloat16.
 """
 
@@ -61,8 +61,6 @@ IS = {
     "cumprod": "cumprod",
     "atan2": "atan2",
     "addcdiv addcmul cross grid_sample": "add sub mul",
-    "index_put": "scatter",
-    "scatter_add": "scatter-add",
     # of no list
     "tanh": "tanh one_minus_square",
     "sigmoid": "logistic",
@@ -99,8 +97,6 @@ DEPARTURES = {
     "psum": "a sum over devices; torch leaves communication to others",
     "psum_invariant": "likewise",
     "reduce_scatter": "likewise",
-    "scatter": "in the dtype that it was written in, which for a cache or an optimizer's state is its own",
-    "scatter-add": "likewise, and so are sums of gradients of a table's rows",
 }
 """Primitive -> why it is not in what torch's lists say."""
 
@@ -210,6 +206,8 @@ WIDEST = {
     "relu": lambda h, g: jax.nn.relu(h) * g,
     "leaky_relu": lambda h, g: jax.nn.leaky_relu(h) + g,
     "prelu": lambda h, g: jnp.where(h > 0, h, g * h),
+    "index_put": lambda h, g: h.at[LABELS[:2]].set(g[:2]),
+    "scatter_add": lambda h, g: h.at[LABELS[:2]].add(g[:2]),
 }
 """Functions of several, and some that are in no list; prelu is the one of torch's list for the low dtype."""
 

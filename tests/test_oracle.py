@@ -20,7 +20,7 @@ from functrain import losses, tree
 from functrain.layers import activations, layer_norm, linear
 from functrain.models import MLP
 from functrain.optim import SGD, Adam, AdamW, Constant, Cosine, Learner, Linear
-from functrain.precision import Float16, LossScale
+from functrain.precision import Autocast, Float16, LossScale
 from functrain.tasks import Classification, Regression
 from functrain.train import state as train_state
 from functrain.train.step import make_step
@@ -589,7 +589,8 @@ def test_regression_run(accumulate, width):
 # -- the loss scale -------------------------------------------------------------------------------
 
 
-def test_loss_scale():
+@pytest.mark.parametrize("policy", [Float16, Autocast])
+def test_loss_scale(policy):
     """300 updates, some not finite: scale, skipped updates and parameters equal torch.amp.GradScaler's exactly.
 
     Both LossScale.updated by itself and a float16 learner, whose finite gradient is 2^-14: a power of two, exact in
@@ -601,12 +602,13 @@ def test_loss_scale():
     parameter = torch.ones(1, requires_grad=True)
     sgd = torch.optim.SGD([parameter], lr=rate)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=growth_every)
-    learner = Learner(optimizer=SGD(peak_lr=rate), precision=Float16(growth_every=growth_every))
+    low = {"dtype": "float16"} if policy is Autocast else {}
+    learner = Learner(optimizer=SGD(peak_lr=rate), precision=policy(growth_every=growth_every, **low))
     player = learner.init({"w": jnp.ones(1, jnp.float32)})
     alone = LossScale(jnp.float32(2.0**16), jnp.int32(0))
 
     def loss(params, state, batch, *, key):
-        assert params["w"].dtype == jnp.float16
+        assert params["w"].dtype == (jnp.float16 if policy is Float16 else jnp.float32)  # autocast is traced in float32
         return losses.mean_of(tree.wide(params["w"]) * batch["weight"]), state, {}
 
     update = jax.jit(lambda player, x: learner.update(loss, player, {}, {"weight": x}, key=jax.random.key(0))[0])

@@ -13,7 +13,7 @@ Three points decide how good the result is:
   bias that is added to a product, as in torch's linear layers.
 - Elementwise steps on the way into a float32 primitive are in float32 too: in softmax, that is the subtraction of the
   maximum before the exponential. XLA fuses them, so that nothing more is stored.
-- A cast is made once for each value and dtype.
+- A value is cast for each of its uses, so that the gradients of them are summed in its own dtype.
 """
 
 import dataclasses
@@ -156,7 +156,6 @@ class _Frame:
     def __init__(self, interpreter: Interpreter, jaxpr: Any, scope: str):
         self._interpreter, self._outer = interpreter, scope
         self._values: dict[Any, Any] = {}
-        self._cast: dict[Any, Any] = {}  # (variable, dtype) -> the value in it
         # Single numbers that the function was given or holds, and what is made of them alone.
         self._followers = {v for v in [*jaxpr.constvars, *jaxpr.invars] if _is_number(v)}
         self._drawn: set[Any] = set()  # floats made of random bits, and what is made of them alone
@@ -174,9 +173,7 @@ class _Frame:
             return value
         if isinstance(v, core.Literal):
             return np.asarray(value, dtype)  # no equation for a constant
-        if (v, dtype) not in self._cast:
-            self._cast[v, dtype] = cast(value, dtype)
-        return self._cast[v, dtype]
+        return cast(value, dtype)  # for each use, so that gradients are summed in float32; XLA makes one of them
 
     def outputs(self, equation):
         """An equation's outputs."""

@@ -183,6 +183,7 @@ HANDLERS = {
     "reduce_precision": _reduce_precision,
     "scatter": _scatter,
     "scatter-add": _scatter,
+    "scatter-sub": _scatter,
     "scatter-mul": _scatter,
     "scatter-min": _scatter,
     "scatter-max": _scatter,
