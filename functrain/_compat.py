@@ -22,10 +22,10 @@ def inner_jaxprs(equation) -> list:
     return found
 
 
-def live_jaxpr(closed):
-    """The jaxpr without what no output needs, as XLA will drop it."""
+def live_jaxpr(closed, keep_inputs=False):
+    """The jaxpr without what no output needs, as XLA will drop it; keep_inputs: with all inputs all the same."""
     jaxpr = getattr(closed, "jaxpr", closed)
-    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=keep_inputs)[0]
 
 
 def opened(body) -> tuple:
@@ -61,3 +61,12 @@ def with_dtype(aval, dtype):
     if dtype is None or aval.dtype == dtype:
         return aval
     return aval.update(dtype=dtype, weak_type=False)
+
+
+def rule_name(params) -> str:
+    """The name of the function that a custom_jvp or custom_vjp equation calls; "" of any other equation."""
+    if "call_jaxpr" not in params:
+        return ""
+    debug = getattr(opened(params["call_jaxpr"])[0], "debug_info", None)
+    name = params.get("name") or getattr(debug, "func_name", "") or ""
+    return "" if name.startswith("<") else name

@@ -1,8 +1,8 @@
 """The `functrain` command. Thin: it reads arguments and calls; whatever is heavy is imported when it is needed.
 
-Exit status: 0 done; 1 `inspect --overfit` did not get there, or `data check` found a file missing or another than it
-should be; 2 a mistake in what was given, told in one line; 75 stopped by SIGTERM and 130 by Ctrl-C, each with a
-checkpoint, or with what came of a download.
+Exit status: 0 done; 1 `inspect --overfit` did not get there, `check` found a derivative wrong, or `data check` found a
+file missing or another than it should be; 2 a mistake in what was given, told in one line; 75 stopped by SIGTERM and
+130 by Ctrl-C, each with a checkpoint, or with what came of a download.
 """
 
 import argparse
@@ -100,6 +100,20 @@ def parser() -> argparse.ArgumentParser:
     precision.add_argument("--batches", type=int, default=2, metavar="N", help="on how many batches (default: 2)")
     precision.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
     precision.add_argument("--figure", metavar="PNG", type=Path, help="draw the errors into this file")
+
+    gradients = commands.add_parser("check", help="is the gradient of the loss its derivative? status 1 if not")
+    gradients.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    gradients.add_argument("--directions", type=int, default=3, metavar="N", help="in each array (default: 3)")
+    gradients.add_argument("--examples", type=int, default=8, metavar="N", help="of the first batch (default: 8)")
+
+    trace = commands.add_parser(
+        "trace", help="every value in the loss and its gradient: a table, and a page to look at"
+    )
+    trace.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    trace.add_argument("--page", metavar="HTML", type=Path, help="draw the graph as a page; scopes fold on a click")
+    trace.add_argument("--svg", metavar="SVG", type=Path, help="draw the graph as a picture")
+    trace.add_argument("--examples", type=int, default=0, metavar="N", help="of the batch, the first N (default: all)")
+    trace.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
 
     folds = commands.add_parser("folds", help="k-fold cross-validation: a run for each of data.folds, and their mean")
     folds.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
@@ -322,6 +336,51 @@ def _precision(given) -> int:
     return 0
 
 
+def _check(given) -> int:
+    from functrain import checking, report, runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment
+
+    path, overrides = _config_and_overrides(given.arguments)
+    runs.use_compilation_cache()
+    console = runs.make_console()
+    config = parse(Experiment, read(path, overrides))
+    tell = report.checking(console)
+    found = checking.check(config, directions=given.directions, examples=given.examples, tell=tell)
+    report.checked(console, found)
+    worst = found.worst
+    facts = {"parameter": worst.path, "check": worst.check, "verdict": worst.verdict, "error": _finite(worst.error)}
+    facts |= {"index": worst.index, "reverse": _finite(worst.reverse), "found": _finite(worst.found)}
+    print(json.dumps({"passed": found.passed, "worst": facts}))
+    return 0 if found.passed else 1
+
+
+def _finite(x: float) -> float | None:
+    """The number, or None for what JSON has none of."""
+    return x if abs(x) < float("inf") else None
+
+
+def _trace(given) -> int:
+    from functrain import report, runs, tracing
+    from functrain.autodiff import drawing
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment, build
+
+    path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.page, "--page", ".html")
+    report.check_figure(given.svg, "--svg", ".svg")
+    runs.use_compilation_cache()
+    console = runs.make_console()
+    built = build(parse(Experiment, read(path, overrides)), runs.searching(console))
+    found = tracing.trace_loss(built, examples=given.examples, steps=given.steps)
+    report.traced(console, found)
+    for file, drawn in ((given.page, lambda: drawing.page(found, path.stem)), (given.svg, lambda: drawing.svg(found))):
+        if file is not None:
+            file.write_text(drawn(), encoding="utf-8")
+            console.print(f"drawn: {file}")
+    return 0
+
+
 def _folds(given) -> int:
     from functrain.config import parse, read
     from functrain.train.stop import Stop
@@ -405,6 +464,8 @@ _COMMANDS = {
     "inspect": _inspect,
     "find-rate": _find_rate,
     "precision": _precision,
+    "trace": _trace,
+    "check": _check,
     "folds": _folds,
     "active": _active,
     "compare": _compare,

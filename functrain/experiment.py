@@ -238,6 +238,11 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
             own = name in config.players and config.players[name].optimizer is not None
             learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
             own = name in config.players and config.players[name].precision is not None
+            if getattr(learner.estimator, "perturbs", False) and learner.optimizer.trainable(params[name]) is not None:
+                kind = learner.estimator.kind
+                raise ConfigError(
+                    f"estimator.kind: {kind!r} moves frozen parameters too; with frozen ones take 'reverse'"
+                )
             learner.precision.check(params[name], f"players.{name}.precision" if own else "precision")
     train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
     window = feeds["train"].window(0, 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,9 @@ from rich.table import Table
 from functrain import config as configs
 from functrain import tree
 from functrain.augment import AnyAugment, preview
-from functrain.autodiff import AnyEstimator
+from functrain.autodiff import AnyEstimator, drawing
+from functrain.autodiff.check import WHOLE, Checked
+from functrain.autodiff.traces import Trace, first_nonfinite
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.data.base import reader
@@ -248,15 +251,79 @@ def precision(
     return found
 
 
+def checking(console: Console) -> Callable[[int, int], None]:
+    """`tell(done, of)` that shows how far a check of the gradient is, where somebody looks."""
+    start = time.perf_counter()
+
+    def tell(done, of):
+        if console.is_terminal:
+            end = "\n" if done == of else "\r"
+            console.print(f"check: part {done} of {of}, {duration(time.perf_counter() - start)}", end=end)
+
+    return tell
+
+
+def checked(console: Console, found: Checked) -> None:
+    """What a check of the gradient found: errors by parameters, what was skipped and why, and each wrong number."""
+    names = {"differences": "vs differences", "complex step": "vs complex step", "forward mode": "vs forward mode"}
+    skipped = {row.check: row.note for row in found.rows if row.verdict == "skipped"}
+    shown = [name for name in names if not all(r.verdict == "skipped" for r in found.rows if r.check == name)]
+    table = Table(box=None, pad_edge=False, header_style="bold", title="reverse mode", title_justify="left")
+    for name in ("parameters", *(names[name] for name in shown), "verdict"):
+        table.add_column(name, justify="left" if name in ("parameters", "verdict") else "right", overflow="fold")
+    for path in dict.fromkeys(row.path for row in found.rows):
+        rows = {row.check: row for row in found.rows if row.path == path}
+        errors = ["skipped" if rows[n].verdict == "skipped" else f"{rows[n].error:.1e}" for n in shown]
+        verdicts = [row.verdict for row in rows.values()]
+        verdict = next((v for v in ("wrong", "unclear", "kink") if v in verdicts), "ok")
+        table.add_row("all of them" if path == WHOLE else path, *errors, verdict)
+    console.print(table)
+    console.print(fact_table({f"no {check}": note for check, note in skipped.items()}))
+    for row in found.failed:
+        console.print(str(row), markup=False, highlight=False, soft_wrap=True)
+
+
+def traced(console: Console, found: Trace) -> None:
+    """A trace as a table, part by part in the order of computation, and the first number that is not finite."""
+    root = drawing.scopes(found)
+    results = [node for node in found.nodes if not node.argument]
+    facts = {"loss": f"{float(found.output):.6g}", "results": f"{len(results)}, each with its gradient"}
+    console.print(fact_table(facts))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = (
+        "part",
+        "results",
+        "value, median rms",
+        "gradient, median rms",
+        "smallest",
+        "largest",
+        "zeros in gradients",
+    )
+    for name in names:
+        table.add_column(name, justify="left" if name == "part" else "right")
+    for part in root.parts:
+        nodes = list(part.nodes()) if isinstance(part, drawing.Scope) else [part]
+        inside = [node for node in nodes if not node.argument] or nodes
+        counts = [drawing.count_of(node) for node in inside]
+        values = [drawing.size_of(node.value, n) for node, n in zip(inside, counts)]
+        gradients = [drawing.size_of(node.gradient, n) for node, n in zip(inside, counts)]
+        zeros = sum(int(np.sum(node.gradient.zeros)) for node in inside) / max(sum(counts), 1)
+        sizes = [np.median(values), np.median(gradients), min(gradients), max(gradients)]
+        table.add_row(part.name, str(len(inside)), *(f"{size:.2g}" for size in sizes), _share(zeros))
+    console.print(table)
+    for bad in first_nonfinite(found):
+        console.print(str(bad), style="bold red", markup=False, soft_wrap=True)
+
+
 def _share(x: float) -> str:
     """A share as it is read: nothing where there is none."""
     return f"{x:.1%}" if x >= 5e-4 else f"{x:.0e}" if x else ""
 
 
-def check_figure(path: Path | None, option: str = "--figure") -> None:
-    """Raises a ConfigError where no PNG can be written to `path`; None is none."""
-    if path is not None and (path.suffix != ".png" or path.is_dir() or not path.absolute().parent.is_dir()):
-        raise ConfigError(f"{option}: found {path}; expected a file .png in a directory that exists")
+def check_figure(path: Path | None, option: str = "--figure", suffix: str = ".png") -> None:
+    """Raises a ConfigError where no such file can be written to `path`; None is none."""
+    if path is not None and (path.suffix != suffix or path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ConfigError(f"{option}: found {path}; expected a file {suffix} in a directory that exists")
 
 
 _SHOWN = ("steps", "parameters", "steps_per_s", "peak_fraction", "skipped_steps", "peak_rss_mb")

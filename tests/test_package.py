@@ -35,7 +35,7 @@ FLOORS = [
     ["transfer", "precise"],
     ["experiment"],
     ["pictures"],
-    ["runs", "finder"],
+    ["runs", "finder", "checking", "tracing"],
     ["trained", "folds"],
     ["active", "report", "fitting", "sampling", "recommending"],
     ["cli"],

@@ -1,6 +1,10 @@
 """Estimators turn an objective into gradients:
 
 estimator(objective, params, key) -> (gradients, value, (state, metrics))
+estimator.evaluations(parameters) -> how many evaluations of the loss a step costs, about
+
+What an estimator costs is counted in evaluations of the loss; a gradient by reverse mode counts as three, for a layer's
+backward pass is two matrix products where its forward pass is one.
 """
 
 import itertools
@@ -10,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from functrain import tree
+from functrain.autodiff.forward import Forward
+from functrain.autodiff.zeroth_order import SPSA, Central, Evolution
 from functrain.config import ConfigError, Positive, configclass, kinds
 from functrain.metrics import Mean
 
@@ -24,6 +30,11 @@ class Reverse:
         """The objective's own gradient; the key is not needed."""
         del key
         return objective.gradient(params)
+
+    def evaluations(self, parameters: int) -> float:
+        """Of the loss, a step: one for the value, two for the way back."""
+        del parameters
+        return 3.0
 
 
 @configclass
@@ -58,6 +69,11 @@ class SAM:
         step = self.rho / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
         worst = jax.tree.map(lambda p, s, g: (p + step * s * g).astype(p.dtype), params, size, scaled)
         return objective.gradient(worst)[0], value, rest
+
+    def evaluations(self, parameters: int) -> float:
+        """Of the loss, a step: two gradients."""
+        del parameters
+        return 6.0
 
 
 @configclass
@@ -114,6 +130,11 @@ class MinNorm:
         mixed = jax.tree.map(combined, there, *(gradients[name] for name in names))
         return mixed, sum(values.values()), (state, metrics)
 
+    def evaluations(self, parameters: int, losses: int = 2) -> float:
+        """Of the loss, a step: one for the values, two for each way back; a config does not say how many `losses`."""
+        del parameters
+        return 1.0 + 2 * losses
+
 
 _MOST_LOSSES = 8
 
@@ -147,5 +168,5 @@ def min_norm_weights(products: jax.Array) -> jax.Array:
     return found[jnp.argmin(lengths)]
 
 
-AnyEstimator = kinds(Reverse, SAM, MinNorm, default="reverse")
+AnyEstimator = kinds(Reverse, SAM, MinNorm, Forward, Central, SPSA, Evolution, default="reverse")
 """[estimator]: every way to a gradient that a config can name."""

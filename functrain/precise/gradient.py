@@ -38,21 +38,50 @@ def gradient(task: Any, precision: Any = None) -> Callable[..., Any]:
     Raises:
       ConfigError: the task has no player, or several.
     """
-    if list(task.learners) != ["model"] or not isinstance(getattr(task, "learner", None), Learner):
-        found = ", ".join(task.learners) or "none"
-        raise ConfigError(f"precision: an error is of one player's gradient; task.kind = {task.kind!r} has {found}")
+    check_one_player(task, "precision: an error")
 
     def f(train_state, batch, scale=None):
-        calls: list[Any] = []
-        fields = {f.name: getattr(task.learner, f.name) for f in dataclasses.fields(task.learner)}
-        step.make_step(dataclasses.replace(task, learner=_Catch(**fields, calls=calls)))(train_state, batch)
-        ((learner, loss, player, state, batch, key),) = calls
+        learner, player, given = _caught(task, train_state, batch)
         if precision is not None:  # now that the live numbers of the task's own are bound
             learner = dataclasses.replace(learner, precision=precision)
         player = player.replace(scale=None if scale is None else LossScale(scale, jnp.int32(0)))
+        loss, state, batch, key = given
         return learner.goal(loss, player, state, batch, key=key).gradient(player.params)[0]
 
     return f
+
+
+def loss_of(task: Any, train_state: Any, batch: Any) -> tuple[Callable[[Any], Any], Any]:
+    """(the loss of a batch as a function of the player's parameters, the parameters), as the next step has it.
+
+    Raises:
+      ConfigError: the task has no player, or several.
+    """
+    check_one_player(task, "a loss")
+    learner, player, (loss, state, batch, key) = _caught(task, train_state, batch)
+    goal = learner.goal(loss, player.replace(scale=None), state, batch, key=key)
+
+    def loss_by(params):
+        return goal.value(params)[0]
+
+    return loss_by, player.params
+
+
+def check_one_player(task: Any, what: str) -> None:
+    """Raises a ConfigError where a task has no player, or several; what: is of one player."""
+    if list(task.learners) != ["model"] or not isinstance(getattr(task, "learner", None), Learner):
+        found = ", ".join(task.learners) or "none"
+        kind = getattr(task, "kind", type(task).__name__)
+        raise ConfigError(f"{what} is of one player; task.kind = {kind!r} has {found}")
+
+
+def _caught(task, train_state, batch):
+    """(learner, player, (loss, state, batch, key)): what a step of the task gives its learner."""
+    calls: list[Any] = []
+    fields = {f.name: getattr(task.learner, f.name) for f in dataclasses.fields(task.learner)}
+    step.make_step(dataclasses.replace(task, learner=_Catch(**fields, calls=calls)))(train_state, batch)
+    ((learner, loss, player, state, batch, key),) = calls
+    return learner, player, (loss, state, batch, key)
 
 
 def in_float64(f: Callable[..., Any]) -> Callable[..., Any]:
