@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from functrain import precise
 from functrain.autodiff.check import Checked, gradient_check
 from functrain.config import ConfigError
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment, batches, build, first_state
 from functrain.optim import AdamW
 from functrain.precise.gradient import check_one_player
 from functrain.precision import Float32
@@ -41,12 +40,11 @@ def check(
     train = dataclasses.replace(config.train, seeds=1, accumulate=1)
     built = build(dataclasses.replace(config, precision=Float32(), optimizer=AdamW(), players={}, train=train))
     check_one_player(built.task, "check: a loss")
-    train_state, feed = first_state(built), built.feeds["train"]
+    train_state, (batch,) = first_state(built), batches(built, 0, 1)
 
     def f(params, train_state, batch):
         return precise.loss_of(built.task, train_state, batch)[0](params)
 
-    batch = jax.jit(feed.batch)(feed.window(0, 1), np.int32(0))
     if built.config.data is not None and not hasattr(built.config.task, "whole"):
         batch = jax.tree.map(lambda x: x[:examples], batch)
     params = train_state.players["model"].params

@@ -322,12 +322,13 @@ def _precision(given) -> int:
     from functrain import report, runs
     from functrain.config import parse, read
     from functrain.experiment import Experiment, build
+    from functrain.observe.console import progress
 
     path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
     runs.use_compilation_cache()
     console = runs.make_console()
-    tell = runs.searching(console)
+    tell = progress(console, "precision")
     built = build(parse(Experiment, read(path, overrides)), tell)
     if built.chosen is not None:
         runs.show_choice(console, built.chosen)
@@ -340,12 +341,13 @@ def _check(given) -> int:
     from functrain import checking, report, runs
     from functrain.config import parse, read
     from functrain.experiment import Experiment
+    from functrain.observe.console import progress
 
     path, overrides = _config_and_overrides(given.arguments)
     runs.use_compilation_cache()
     console = runs.make_console()
     config = parse(Experiment, read(path, overrides))
-    tell = report.checking(console)
+    tell = progress(console, "check")
     found = checking.check(config, directions=given.directions, examples=given.examples, tell=tell)
     report.checked(console, found)
     worst = found.worst
@@ -365,13 +367,14 @@ def _trace(given) -> int:
     from functrain.autodiff import drawing
     from functrain.config import parse, read
     from functrain.experiment import Experiment, build
+    from functrain.observe.console import progress
 
     path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.page, "--page", ".html")
     report.check_figure(given.svg, "--svg", ".svg")
     runs.use_compilation_cache()
     console = runs.make_console()
-    built = build(parse(Experiment, read(path, overrides)), runs.searching(console))
+    built = build(parse(Experiment, read(path, overrides)), progress(console, "precision"))
     found = tracing.trace_loss(built, examples=given.examples, steps=given.steps)
     report.traced(console, found)
     for file, drawn in ((given.page, lambda: drawing.page(found, path.stem)), (given.svg, lambda: drawing.svg(found))):

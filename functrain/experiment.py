@@ -203,10 +203,7 @@ def build(config: Experiment, tell: Callable[[int, int], None] = lambda done, of
 
 def _search(built: Built, settings: Auto, tell: Callable[[int, int], None]) -> precise.Choice:
     """What the search for dtypes chooses at the start of a run, on its first batches."""
-    feed = built.feeds["train"]
-    batch = jax.jit(lambda window, step: built.place(feed.batch(window, step)))
-    batches = [batch(feed.window(i, 1), np.int32(i)) for i in range(settings.batches)]
-    return precise.search(built.task, first_state(built), batches, settings, tell)
+    return precise.search(built.task, first_state(built), batches(built, 0, settings.batches), settings, tell)
 
 
 def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
@@ -237,12 +234,10 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None
             learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
-            own = name in config.players and config.players[name].precision is not None
             if getattr(learner.estimator, "perturbs", False) and learner.optimizer.trainable(params[name]) is not None:
-                kind = learner.estimator.kind
-                raise ConfigError(
-                    f"estimator.kind: {kind!r} moves frozen parameters too; with frozen ones take 'reverse'"
-                )
+                moves = f"estimator.kind: {learner.estimator.kind!r} moves frozen parameters too"
+                raise ConfigError(f"{moves}; with frozen ones take 'reverse'")
+            own = name in config.players and config.players[name].precision is not None
             learner.precision.check(params[name], f"players.{name}.precision" if own else "precision")
     train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
     window = feeds["train"].window(0, 1)
@@ -610,6 +605,23 @@ class Compiled:
 def first_state(built: Built) -> Any:
     """The state of the first member before its first step, on every device: one program."""
     return _init(built)(jax.random.key(built.config.train.seed), _start_arrays(built))
+
+
+def after(built: Built, steps: int) -> Any:
+    """The state of the first member after so many steps of training."""
+    feed, train_state = built.feeds["train"], first_state(built)
+    take = jax.jit(step.make_body(built.task, feed, built.place), donate_argnums=0)
+    zero = step.zero_metrics(built.task, feed, train_state, feed.window(0, 1))
+    for i in range(steps):
+        train_state, _ = take(train_state, zero, feed.window(i, 1))
+    return train_state
+
+
+def batches(built: Built, first: int, count: int) -> list[Any]:
+    """The batches that the steps from `first` on train on."""
+    feed = built.feeds["train"]
+    batch = jax.jit(lambda window, step: built.place(feed.batch(window, step)))
+    return [batch(feed.window(i, 1), np.int32(i)) for i in range(first, first + count)]
 
 
 def _init(built: Built, over: Callable[..., Any] = lambda f, axes: f) -> Callable[[Any, Any], Any]:

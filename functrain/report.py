@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from functrain import config as configs
-from functrain import tree
+from functrain import experiment, tree
 from functrain.augment import AnyAugment, preview
 from functrain.autodiff import AnyEstimator, drawing
 from functrain.autodiff.check import WHOLE, Checked
@@ -21,7 +20,7 @@ from functrain.autodiff.traces import Trace, first_nonfinite
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.data.base import reader
-from functrain.experiment import Built, compile, first_state, overfit
+from functrain.experiment import Built, after, compile, overfit
 from functrain.finder import Found
 from functrain.layers import activations, initializers
 from functrain.models import AnyModel
@@ -35,7 +34,7 @@ from functrain.precise import Measured, measure
 from functrain.precision import AnyPrecision
 from functrain.runs import read_config, show_before
 from functrain.tasks import AnyTask
-from functrain.train import state, step
+from functrain.train import state
 from functrain.transfer import start_table
 
 TABLES = {
@@ -207,14 +206,8 @@ def precision(
     """
     if batches < 1 or steps < 0:
         raise ConfigError(f"--batches {batches} --steps {steps}: expected at least 1 and 0")
-    policy, feed, train_state = built.config.precision, built.feeds["train"], first_state(built)
-    take = jax.jit(step.make_body(built.task, feed, built.place), donate_argnums=0)
-    zero = step.zero_metrics(built.task, feed, train_state, feed.window(0, 1))
-    for i in range(steps):
-        train_state, _ = take(train_state, zero, feed.window(i, 1))
-    batch = jax.jit(lambda window, step: built.place(feed.batch(window, step)))
-    taken = [batch(feed.window(i, 1), np.int32(i)) for i in range(steps, steps + batches)]
-    found = measure(built.task, train_state, taken, tell)
+    policy, train_state = built.config.precision, after(built, steps)
+    found = measure(built.task, train_state, experiment.batches(built, steps, batches), tell)
     errors = f"{found.error:.2g} ({policy.kind}), {found.exact:.2g} (float32)"
     console.print(fact_table({"relative error of the gradient": f"{errors}; {batches} batches after {steps} steps"}))
     table = Table(box=None, pad_edge=False, header_style="bold", title="by parameters", title_justify="left")
@@ -249,18 +242,6 @@ def precision(
         precision_picture(policy.kind, found.low, of_groups[:40], of_classes, named[:40], figure)
         console.print(f"errors: {figure}")
     return found
-
-
-def checking(console: Console) -> Callable[[int, int], None]:
-    """`tell(done, of)` that shows how far a check of the gradient is, where somebody looks."""
-    start = time.perf_counter()
-
-    def tell(done, of):
-        if console.is_terminal:
-            end = "\n" if done == of else "\r"
-            console.print(f"check: part {done} of {of}, {duration(time.perf_counter() - start)}", end=end)
-
-    return tell
 
 
 def checked(console: Console, found: Checked) -> None:

@@ -41,6 +41,7 @@ from functrain.observe.console import (
     fact_table,
     human,
     parameter_table,
+    progress,
     result_table,
 )
 from functrain.observe.events import JSONLines, history
@@ -97,7 +98,7 @@ def train(
     console = console or make_console()
     _check_out(out)
     _check_trackers(config)
-    built = build(config, searching(console))
+    built = build(config, progress(console, "precision"))
     record = built.start_record()  # read before anything is shown: what is wrong with it is one line
     show_before(console, built)
     if built.start is not None:
@@ -402,18 +403,6 @@ def show_before(console: Console, built: Built) -> None:
     console.print(fact_table(facts))
     if built.chosen is not None:
         show_choice(console, built.chosen)
-
-
-def searching(console: Console) -> Callable[[int, int], None]:
-    """`tell(done, of)` that shows how far a search for dtypes is, where somebody looks."""
-    start = time.perf_counter()
-
-    def tell(done, of):
-        if console.is_terminal:
-            end = "\n" if done == of else "\r"
-            console.print(f"precision: part {done} of {of}, {duration(time.perf_counter() - start)}", end=end)
-
-    return tell
 
 
 def show_choice(console: Console, chosen: Choice) -> None:

@@ -92,7 +92,8 @@ def test_where_a_result_stands():
     line = int(by_name["thrice"].source.split(":")[1])
     assert "thrice(h) @ w" in text[line - 1]
     assert {n.name for n in nodes if n.branch} == {"sin", "mul"}
-    assert [i.name for i in by_name["thrice"].inputs] == ["mul", "sin"] or len(by_name["thrice"].inputs) == 1
+    (given,) = by_name["thrice"].inputs
+    assert given.branch
     taken = {n.name: float(np.abs(n.values).max()) for n in nodes if n.branch}
     assert min(taken.values()) == 0 < max(taken.values())
 
@@ -177,7 +178,7 @@ def test_the_first_that_is_not_finite(f, backward, name, what, step, line):
     x = X if f is not log_in_a_loop else jnp.ones_like(X)
     (found,) = first_nonfinite(trace(f)(x))
     assert (found.backward, found.node.name) == (backward, name)
-    assert found.what in (what, "inf")
+    assert found.what == what
     at = int(found.node.source.split(":")[1])
     assert line in Path(__file__).read_text().splitlines()[at - 1]
     if not backward:
@@ -199,7 +200,7 @@ def test_the_log_was_given_less_than_zero():
         lambda x: jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((4, 6))) > 0, x, -jnp.inf)).var(),
         lambda x: jnp.maximum(jnp.where(x > 0, x, -jnp.inf), -1.0).sum(),
         lambda x: jnp.minimum(x, jnp.inf).sum(),
-        everything.__wrapped__ if hasattr(everything, "__wrapped__") else lambda x: everything(W, x),
+        lambda x: everything(W, x),
     ],
     ids=["a mask of -inf", "infinities taken away", "a bound", "nothing"],
 )
@@ -224,7 +225,6 @@ def two_blocks(params, x):
 def test_scopes_are_stretches_of_the_program():
     """A scope that is entered again is another part; parameters stand with what reads them; rows go down."""
     root = drawing.scopes(trace(two_blocks)({"block0": W, "block1": W}, X))
-    assert [part.name for part in root.parts] == ["x", "block0", "block1", "block0"] or root.parts[0].name == "block0"
     scopes = [part for part in root.parts if isinstance(part, drawing.Scope)]
     assert [s.name for s in scopes] == ["block0", "block1", "block0"]
     assert [n.name for n in scopes[1].nodes()] == ["params/block1", "dot_general", "tanh"]

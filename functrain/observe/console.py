@@ -144,6 +144,18 @@ class ProgressLine:
             self._live.stop()
 
 
+def progress(console: Console, what: str) -> Callable[[int, int], None]:
+    """`tell(done, of)` that shows how far a measurement is, where somebody looks."""
+    start = time.perf_counter()
+
+    def tell(done, of):
+        if console.is_terminal:
+            end = "\n" if done == of else "\r"
+            console.print(f"{what}: part {done} of {of}, {duration(time.perf_counter() - start)}", end=end)
+
+    return tell
+
+
 class BoundLine:
     """The sink that warns where the error of a gradient in low precision is above its bound, and where it doubles."""
 

@@ -124,7 +124,7 @@ def relative(found: Any, reference: Any, xp: Any = jnp) -> Any:
     pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(reference), strict=True))
     apart = sum(xp.sum(xp.square(a - b)) for a, b in pairs)
     size = sum(xp.sum(xp.square(b)) for _, b in pairs)
-    error = xp.sqrt(apart / xp.maximum(size, np.finfo(np.float32).tiny))
+    error = xp.sqrt(apart / xp.maximum(size, xp.finfo(size.dtype).tiny))
     return xp.where(xp.isfinite(error), error, xp.inf)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functrain import tree
-from functrain.precise.gradient import gradient, in_float64, relative
+from functrain.precise.gradient import check_one_player, gradient, in_float64, relative
 from functrain.precise.imitation import Imitation
 from functrain.precision import Float32, Rules, class_of
 from functrain.precision.autocast import Interpreter
@@ -77,8 +77,8 @@ def measure(
     Raises:
       ConfigError: the task has no player, or several.
     """
-    policy = task.learner.precision if hasattr(task, "learner") else Float32()
-    scale = train_state.players["model"].scale if "model" in train_state.players else None
+    check_one_player(task, "precision: an error")
+    policy, scale = task.learner.precision, train_state.players["model"].scale
     scale = None if scale is None else scale.value
     runs, seconds = {}, {}
     for name, f in (("policy", gradient(task)), ("float32", gradient(task, Float32()))):
@@ -88,10 +88,8 @@ def measure(
     exact = in_float64(gradient(task, Float32()))
     found = [[f(train_state, b, scale) for f in runs.values()] + [exact(train_state, b)] for b in batches]
     seconds |= _timed({name: functools.partial(f, train_state, batches[0], scale) for name, f in runs.items()})
-    groups = tuple(
-        _group(name, [[part[name] for part in map(_by_group, each)] for each in found])
-        for name in _by_group(found[0][0])
-    )
+    split = [[_by_group(part) for part in each] for each in found]
+    groups = tuple(_group(name, [[part[name] for part in each] for each in split]) for name in split[0][0])
     whole = _group("", found)
 
     low = str(jnp.dtype(getattr(policy, "dtype", "bfloat16")))
@@ -139,12 +137,10 @@ def _by_group(gradients):
 def _group(name, found):
     """A `Group` of [(by the policy, in float32, in float64) for each batch]."""
     errors, exact, under, over, size = [], [], 0, 0, 0
-    for by_policy, single, double in found:
-        low, single, double = (
-            [np.asarray(x, np.float64) for x in jax.tree.leaves(t)] for t in (by_policy, single, double)
-        )
-        errors.append(float(relative(low, double)))
-        exact.append(float(relative(single, double)))
+    for each in found:
+        low, single, double = ([np.asarray(x, np.float64) for x in jax.tree.leaves(part)] for part in each)
+        errors.append(float(relative(low, double, np)))  # in float32 squares below 1e-38 are zero
+        exact.append(float(relative(single, double, np)))
         under += sum(int(np.sum((x == 0) & (y != 0))) for x, y in zip(low, double))
         over += sum(int(np.sum(~np.isfinite(x) & np.isfinite(y))) for x, y in zip(low, double))
         size += sum(x.size for x in low)

@@ -247,9 +247,8 @@ class _Frame:
         value, shape = self.read(v), equation.outvars[0].aval.shape
         repeated = class_of(equation.primitive.name) == "elementwise" and math.prod(v.aval.shape) < math.prod(shape)
         if repeated and self._casts(value) and dtype_of(value) != dtype and not isinstance(v, core.Literal):
-            return cast(
-                jnp.broadcast_to(value, shape), dtype
-            )  # repeated first: its gradient is summed in its own dtype
+            # Repeated first, so that its gradient is summed in its own dtype.
+            return cast(jnp.broadcast_to(value, shape), dtype)
         return self.read(v, dtype)
 
     def _follows(self, v):
@@ -277,6 +276,7 @@ class _Frame:
 
 
 def _is_number(v):
+    """Whether a variable is a single number, or weakly typed, as Python's numbers are."""
     return getattr(v.aval, "shape", None) == () or getattr(v.aval, "weak_type", False)
 
 
