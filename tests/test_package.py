@@ -28,14 +28,15 @@ FLOORS = [
     ["version", "_compat", "config"],
     ["tree", "custom"],
     ["metrics", "layers", "audio", "environments"],
-    ["losses", "ctc", "als", "precision", "autodiff", "data", "observe", "augment", "boxes", "generation"],
+    ["losses", "ctc", "als", "precision", "data", "observe", "augment", "boxes", "generation"],
+    ["autodiff"],
     ["models", "optim", "parallel"],
     ["tasks"],
     ["train"],
     ["transfer", "precise"],
     ["experiment"],
-    ["pictures"],
-    ["runs", "finder", "checking", "tracing"],
+    ["pictures", "checking", "tracing", "curvature", "comparing"],
+    ["runs", "finder"],
     ["trained", "folds"],
     ["active", "report", "fitting", "sampling", "recommending"],
     ["cli"],
@@ -44,7 +45,9 @@ FLOORS = [
 """From the ground up: a module imports from floors below its own, and from its own package."""
 LATE = {"observe/figures.py", "observe/tensorboard.py", "train/checkpoint.py", "runs.py", "data/images.py"}
 LATE |= {"data/tokens.py", "models/flax_module.py", "observe/segmentation_figure.py", "transfer.py"}
+LATE |= {"observe/layers_figure.py"}
 LATE |= {"observe/latent_figure.py", "tasks/control/animation.py"}
+LATE |= {"autodiff/curvature/density.py", "autodiff/private.py"}
 LATE |= {"data/questions.py", "data/sounds.py", "metrics/rouge.py", "metrics/text.py"}
 """Files that import an optional or heavy dependency inside a function, each with its reason there."""
 

@@ -195,7 +195,7 @@ def _statistics(x, loops, xp):
 
 # -- the plan: what is looked into, and a node for each result -----------------------------------------
 
-_INLINE = {
+INLINE = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "remat2": "jaxpr",
@@ -246,8 +246,8 @@ def _plan(jaxpr, consts, made, scope="", source="", loops=(), branch=False) -> _
         line = source_info_util.summarize(equation.source_info)
         line = line if line and not line.startswith("<") else source
         step = _Step(equation)
-        if name in _INLINE:
-            inner = [(params[_INLINE[name]], equation.invars, params.get("name", ""), loops, branch)]
+        if name in INLINE:
+            inner = [(params[INLINE[name]], equation.invars, params.get("name", ""), loops, branch)]
         elif name == "scan":
             times = params["length"]
             inner = [(params["jaxpr"], equation.invars, f"scan[{times}]", (*loops, times), branch)]
