@@ -19,7 +19,7 @@ import numpy as np
 
 from functrain import precise, transfer, tree
 from functrain.augment import AnyAugment
-from functrain.autodiff import AnyEstimator, Reverse
+from functrain.autodiff import DPSGD, AnyEstimator, Reverse
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, listed, parse
 from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
 from functrain.data.base import reader
@@ -29,7 +29,7 @@ from functrain.models import AnyModel, HuggingFace, LoRA
 from functrain.models.base import fill
 from functrain.observe import Observe, flops
 from functrain.optim import AdamW, AnyAverage, AnyOptimizer, Learner, NoAverage
-from functrain.optim.chain import matches
+from functrain.optim.base import matches
 from functrain.parallel import batch_placer, device_mesh, replicate
 from functrain.precision import AnyPrecision, Auto, Float32
 from functrain.tasks import AnyTask
@@ -129,17 +129,19 @@ class Built:
         """When what happens."""
         config, train = self.config, self.config.train
         assert train.steps is not None
-        observed = config.observe.tensorboard or config.observe.wandb or config.observe.mlflow
+        observe = config.observe
+        observed = observe.tensorboard or observe.wandb or observe.mlflow or observe.figures
         return Plan(
             steps=train.steps,
             chunk=train.chunk,
             log_every=train.log_every,
             evaluate_every=config.evaluate.every if "validation" in self.feeds else 0,
             checkpoint_every=config.checkpoint.every,
-            norms_every=config.observe.norms_every if observed else 0,
+            norms_every=observe.norms_every if observed else 0,
             draw_every=config.observe.draw_every if config.observe.figures else 0,
             watch_every=getattr(config.precision, "watch_every", 0),
             patience=config.evaluate.patience,
+            halts=train.on_nonfinite == "stop",
         )
 
     @property
@@ -234,11 +236,17 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
         if learner is not None:
             own = name in config.players and config.players[name].optimizer is not None
             learner.optimizer.check(params[name], f"players.{name}.optimizer" if own else "optimizer")
-            if getattr(learner.estimator, "perturbs", False) and learner.optimizer.trainable(params[name]) is not None:
-                moves = f"estimator.kind: {learner.estimator.kind!r} moves frozen parameters too"
-                raise ConfigError(f"{moves}; with frozen ones take 'reverse'")
             own = name in config.players and config.players[name].precision is not None
             learner.precision.check(params[name], f"players.{name}.precision" if own else "precision")
+            if not learner.optimizer.by_gradient and not isinstance(learner.estimator, Reverse):
+                kinds = f"{learner.estimator.kind!r} beside optimizer.kind = {learner.optimizer.kind!r}"
+                raise ConfigError(f"estimator.kind: found {kinds}, which takes no gradient; leave it out")
+            if isinstance(learner.estimator, DPSGD):
+                _check_private(config)
+            if learner.halts and learner.precision.init_scale() is not None:
+                raise ConfigError(
+                    'train.on_nonfinite: "stop" takes a policy without a loss scale, which is made to skip'
+                )
     train_state = jax.eval_shape(lambda: state.init(task, jax.random.key(0)))
     window = feeds["train"].window(0, 1)
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
@@ -249,6 +257,15 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
     feeds["train"] = _with_room(feeds["train"], config.train, mesh)
     monitor = _monitor(config, task, feeds, train_state)
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+
+
+def _check_private(config: Experiment) -> None:
+    """Raises a ConfigError where what a step does gives single examples away, whatever noise is on its gradient."""
+    if config.optimizer.sparse:
+        raise ConfigError("optimizer.sparse: which rows a step touches gives examples away; leave it out with dp_sgd")
+    for i, augment in enumerate(config.augment):
+        if augment.kind in ("mixup", "cutmix"):
+            raise ConfigError(f"augment.{i}: {augment.kind} makes one row of two examples; leave it out with dp_sgd")
 
 
 def _from_hub(config: Experiment) -> Experiment:
@@ -420,6 +437,7 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
             estimator=own.estimator or config.estimator,
             average=average,
             accumulate=config.train.accumulate,
+            halts=config.train.on_nonfinite == "stop",
             rows=_rows_read(model, optimizer, average) if optimizer.sparse else None,
         )
 
@@ -689,7 +707,7 @@ def _programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callab
         place=place,
         sharding=replicated,
         evaluate=evaluate.get("validation"),
-        norms=bool(built.plan.norms_every) and not several,
+        seen=bool(built.plan.norms_every) and not several,
         watch=precise.watch(task) if built.plan.watch_every and not several else None,
         stacked=stacked,
     )

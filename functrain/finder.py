@@ -11,6 +11,7 @@ from functrain.config import ConfigError
 from functrain.experiment import Experiment, build, first_state
 from functrain.metrics import read, scalars
 from functrain.optim import Constant
+from functrain.optim.chain import Chain
 from functrain.train import step
 
 _RATE = "learner.optimizer.peak_lr"
@@ -39,6 +40,8 @@ def find_rate(
     """
     if not 0 < lowest < highest or steps < 10:
         raise ConfigError(f"rates from {lowest:g} to {highest:g} in {steps} steps; expected 0 < from < to, 10 steps up")
+    if not isinstance(config.optimizer, Chain):
+        raise ConfigError(f"optimizer.kind: {config.optimizer.kind!r} has no learning rate to find")
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule=Constant()))
     built = build(dataclasses.replace(config, train=dataclasses.replace(config.train, seeds=1)))
     train_state = first_state(built)

@@ -102,12 +102,12 @@ def inspect(
         params, optimizer = train_state.players[name].params, learner.optimizer
         decaying = [path for path, decays in tree.by_path(optimizer.decays(params)).items() if decays]
         at = sorted({0, steps // 4, steps // 2, 3 * steps // 4, steps - 1})
-        rates[name] = np.asarray(jax.vmap(optimizer.rate)(np.arange(steps)))
-        facts = {
-            "player": name,
-            "optimizer": optimizer.kind,
-            "learning rate": ", ".join(f"step {i} {float(optimizer.rate(i)):.3g}" for i in at),
-            "over the run": sparkline(rates[name]),
+        facts = {"player": name, "optimizer": optimizer.kind}
+        if optimizer.rate(0) is not None:
+            rates[name] = np.asarray(jax.vmap(optimizer.rate)(np.arange(steps)))
+            facts["learning rate"] = ", ".join(f"step {i} {float(optimizer.rate(i)):.3g}" for i in at)
+            facts["over the run"] = sparkline(rates[name])
+        facts |= {
             "decaying": f"{len(decaying)} of {len(jax.tree.leaves(params))} parameters: {', '.join(decaying[:8])}"
             if optimizer.weight_decay
             else "nothing (weight_decay is 0)",
@@ -116,7 +116,7 @@ def inspect(
             held = [path for path, trains in tree.by_path(trainable).items() if not trains]
             facts["frozen"] = f"{len(held)} of {len(jax.tree.leaves(params))} parameters: {', '.join(held[:8])}"
         console.print(fact_table(facts))
-    if figure is not None:
+    if figure is not None and rates:
         figures.schedule(rates, figure)
         console.print(f"learning rate: {figure}")
     if examples is not None:

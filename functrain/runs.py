@@ -2,6 +2,7 @@
 
 config.toml        the config, everything automatic written out; the run is a function of it
 metrics.jsonl      a line for each step and split
+layers.jsonl       a line for each step at which gradients, updates and parameters were looked at, by layer
 result.json        what came out, and where the time went
 environment.json   versions, devices, flags, the command
 start.json         where it starts from other weights, or asks other runs: which, and what became of each array
@@ -29,6 +30,7 @@ from rich.console import Console
 from functrain import config as configs
 from functrain import tree
 from functrain.config import ConfigError
+from functrain.curvature import stationary_point
 from functrain.data.known import cache_folder
 from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
 from functrain.metrics import finite, read, scalars
@@ -44,15 +46,18 @@ from functrain.observe.console import (
     progress,
     result_table,
 )
-from functrain.observe.events import JSONLines, history
+from functrain.observe.events import JSONLines, LayerLines, history, layer_history
+from functrain.observe.layers_figure import layers_figure
 from functrain.observe.mlflow import MLflow
 from functrain.observe.tensorboard import TensorBoard
 from functrain.observe.tracking import library
 from functrain.observe.wandb import WandB
+from functrain.optim.second_order import SecondOrder
 from functrain.parallel import replicate
 from functrain.pictures import drawer
 from functrain.precise import Choice
 from functrain.precision import dtype_of
+from functrain.tracing import trace_nonfinite
 from functrain.train import state
 from functrain.train.checkpoint import Directory, from_arrays
 from functrain.train.evaluate import make_ensemble
@@ -186,7 +191,7 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
     """The loop with its sinks, then the results."""
     settings, plan = built.config, built.plan
     best = Best(built.monitor, settings.evaluate.mode)
-    lines = JSONLines(out / "metrics.jsonl", resumed_at)
+    lines, layers = JSONLines(out / "metrics.jsonl", resumed_at), LayerLines(out / "layers.jsonl", resumed_at)
     for entry in history(out / "metrics.jsonl"):
         if entry["split"] == "validation":
             best.see(entry["step"], {k: v for k, v in entry.items() if isinstance(v, (int, float))})
@@ -201,7 +206,7 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
         watch=settings.evaluate.monitor or "accuracy",
     )
     trackers = _trackers(built.config, out, resumed_at)
-    sinks = [lines, progress, *trackers]
+    sinks = [lines, layers, progress, *trackers]
     if bound := getattr(settings.precision, "bound", 0.0):
         sinks.append(BoundLine(_warn, bound))
     store = Directory(
@@ -225,6 +230,14 @@ def _train(built, compiled, out, console, stop, imported, resumed_at):
     finally:
         progress.close()
         lines.close()
+        layers.close()
+    if outcome.ended == "nonfinite":
+        for tracker in trackers:
+            tracker.close()
+        found = trace_nonfinite(built, compiled.program.members(outcome.train_state))
+        write_whole(out / "nonfinite.txt", found + "\n")
+        console.print(found, style="bold red", markup=False, soft_wrap=True)
+        return 1
     if outcome.ended == "stopped":
         assert stop is not None
         assert stop.signal is not None
@@ -313,6 +326,8 @@ def _finish(
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "seconds": {"import": imported} | dataclasses.asdict(seconds),
     }
+    if len(members) == 1 and isinstance(getattr(built.task.learners.get("model"), "optimizer", None), SecondOrder):
+        result["point"] = str(stationary_point(built, members[0]))
     if len(members) > 1 and metrics is not None and test is not None:
         each = (finite(scalars(read(member))) for member in metrics)
         result["members"] = [{"seed": settings.train.seed + i} | numbers for i, numbers in enumerate(each)]
@@ -327,6 +342,9 @@ def _finish(
         folder = out / "figures"
         drawn.append(folder / "curves.png")
         figures.curves({out.name: lines}, drawn[0])
+        if seen := layer_history(out / "layers.jsonl"):
+            drawn.append(folder / "layers.png")
+            layers_figure(seen, drawn[-1])
         if shown:
             drawn += figures.draw(read(pooled(metrics)), folder, f"{shown}, step {chosen}")
             named = {f"ensemble_{name}": metric for name, metric in ensemble.items()}
@@ -421,6 +439,8 @@ def _show_after(console: Console, result: dict[str, Any], out: Path) -> None:
         console.print(result_table(result))
     seconds = result["seconds"]
     facts = {"steps": f"{result['steps']}" + (" (ended early)" if result["ended"] == "early" else "")}
+    if "point" in result:
+        facts["point"] = result["point"]
     if result["skipped_steps"]:
         facts["skipped"] = f"{result['skipped_steps']} steps were not finite and changed nothing"
     if result["steps_per_s"]:

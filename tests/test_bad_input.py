@@ -356,7 +356,10 @@ MISFITS = {
         ["optimizer={kind='optax', name='adabelief', args={b3=1}}"],
         ("optimizer.args.b3", "unknown", "b1"),
     ),
-    "optax-that-needs-more": (["optimizer={kind='optax', name='lbfgs'}"], ("optimizer", "lbfgs", "cannot take a step")),
+    "optax-that-needs-more": (
+        ["optimizer={kind='optax', name='contrib.sophia'}"],
+        ("optimizer", "sophia", "cannot take a step"),
+    ),
     "milestones-that-fall": (
         ["optimizer.schedule={kind='step', milestones=[5, 2]}"],
         ("optimizer.schedule", "milestones"),

@@ -108,7 +108,7 @@ def test_runs(folder, capsys):
     assert main(["train", "gan.toml", "--out", "a", "train.chunk=1", *every]) == 0
     shown = capsys.readouterr().out
     assert "judge  judge, step 20" in shown
-    assert {p.name for p in (folder / "a" / "figures").rglob("*.png")} == {"curves.png", "samples.png"}
+    assert {p.name for p in (folder / "a" / "figures").rglob("*.png")} == {"curves.png", "layers.png", "samples.png"}
     assert (folder / "a" / "figures" / "step00000012" / "samples.png").is_file()
     shutil.move("judge", "gone")
     step, arrays = arrays_of("a")

@@ -204,7 +204,12 @@ def test_a_run_directory_holds_what_it_should(folder):
     out = folder / "r"
     names = {p.name for p in out.iterdir()} - {".lock"}
     assert names == {*runs.FILES, "checkpoints", "tensorboard", "figures"}
-    assert {p.name for p in (out / "figures").iterdir()} == {"curves.png", "confusion.png", "calibration.png"}
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        "curves.png",
+        "layers.png",
+        "confusion.png",
+        "calibration.png",
+    }
     result = json.loads((out / "result.json").read_text())
     wanted = {"final", "best", "test", "steps", "steps_per_s", "examples_per_s", "flops_per_step", "peak_fraction"}
     assert wanted | {"peak_rss_mb", "skipped_steps", "seconds", "parameters"} <= result.keys()

@@ -14,6 +14,7 @@ from matplotlib.image import imsave
 from functrain.config import ConfigError
 from functrain.observe import Observe
 from functrain.observe.mlflow import MLflow
+from functrain.observe.seen import BINS, EDGES, Seen
 from functrain.observe.tracking import library
 from functrain.observe.wandb import WandB
 
@@ -65,6 +66,7 @@ def wandb(monkeypatch):
         return fake.runs[-1]
 
     fake.init, fake.Image = init, image
+    fake.Histogram = lambda np_histogram: [x.tolist() for x in np_histogram]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
@@ -133,9 +135,17 @@ def send(sink, steps):
     for step in steps:
         sink.scalars(step, "train", {"loss": 1 / step, "recall@5": 0.5})
         if step % 2 == 0:
-            sink.scalars(step, "train", {NORM: 2.0 * step})
+            sink.layers(step, seen(step))
             sink.scalars(step, "validation", {"loss": 2 / step})
             sink.flush()
+
+
+def seen(step):
+    """A number by parameter that is finite, one that is not, and two histograms of which one is empty."""
+    counts = np.zeros((2, BINS + 2), np.int32)
+    counts[0, 70:72] = step, 1
+    numbers = (np.array([2.0 * step, np.nan], np.float32), counts)
+    return Seen(*numbers, (NORM, "update_ratio/layer0/bias"), ("gradient/layer0/kernel", "update/layer0/kernel"))
 
 
 def show(sink, folder, steps):
@@ -183,7 +193,9 @@ def test_wandb_sends_each_number_once(tmp_path, wandb):
     assert wandb.calls[0] == asked | {"id": None, "resume": None}
     assert [(call["id"], call["resume"]) for call in wandb.calls[1:]] == [("run1", "allow")] * 2
     rows = wandb.server["run1"]
-    assert {(name, step): v for step, row in rows.items() for name, v in row.items()} == expected(range(1, 13))
+    found = {(name, step): v for step, row in rows.items() for name, v in row.items()}
+    histograms = {("gradient/layer0/kernel", step): [[step, 1], EDGES[70:73].tolist()] for step in range(2, 13, 2)}
+    assert found == expected(range(1, 13)) | histograms
     assert not any(run.refused for run in wandb.runs)
     last = wandb.runs[-1]
     assert last.summary == {"best/loss": 0.5, "best/step": 8.0}

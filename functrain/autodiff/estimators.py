@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from functrain import tree
 from functrain.autodiff.forward import Forward
+from functrain.autodiff.private import DPSGD
 from functrain.autodiff.zeroth_order import SPSA, Central, Evolution
 from functrain.config import ConfigError, Positive, configclass, kinds
 from functrain.metrics import Mean
@@ -168,5 +169,5 @@ def min_norm_weights(products: jax.Array) -> jax.Array:
     return found[jnp.argmin(lengths)]
 
 
-AnyEstimator = kinds(Reverse, SAM, MinNorm, Forward, Central, SPSA, Evolution, default="reverse")
+AnyEstimator = kinds(Reverse, SAM, MinNorm, Forward, Central, SPSA, Evolution, DPSGD, default="reverse")
 """[estimator]: every way to a gradient that a config can name."""

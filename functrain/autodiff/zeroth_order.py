@@ -32,8 +32,6 @@ class Central:
     [0.0, 2.0, 4.0]
     """
 
-    perturbs = True  # frozen parameters too: it knows of none
-
     kind: Literal["central"] = "central"
     step: NonNegative = 0.0
     """How far each parameter is moved to either side; 0 chooses by parameter, from its dtype and size."""
@@ -93,8 +91,6 @@ class SPSA:
     6.0
     """
 
-    perturbs = True  # frozen parameters too: it knows of none
-
     kind: Literal["spsa"] = "spsa"
     directions: Size = 1
     """Random directions a step: the noise's variance falls as 1 / directions."""
@@ -139,8 +135,6 @@ class Evolution:
     >>> gradient.round(1).tolist()   # the second: the normal density at 0 less that at 2, 0.345
     [0.0..., 0.3...]
     """
-
-    perturbs = True  # frozen parameters too: it knows of none
 
     kind: Literal["evolution"] = "evolution"
     population: Size = 32

@@ -1,4 +1,4 @@
-"""Seeing a run: console, JSON lines, TensorBoard, W&B, MLflow; figures; FLOPs. Each part is imported by name."""
+"""Seeing a run: console, JSON lines, TensorBoard, W&B, MLflow; layers; figures; FLOPs. Each is imported by name."""
 
 from functrain.config import Count, configclass
 
@@ -18,4 +18,5 @@ class Observe:
     draw_every: Count = 0
     """Steps between pictures of what the model makes of examples, where its task has some; 0 is at the end alone."""
     norms_every: Count = 0
-    """Steps between norms of gradient, update and parameters by layer, an extra step each; 0 is a 20th of the run."""
+    """Steps between looks at gradients, updates and parameters by layer (layers.jsonl), a few steps' time each; 0 is a
+    20th of the run."""

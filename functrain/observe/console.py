@@ -14,8 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from functrain.observe.events import by_parameter
-
 _SHOWN = 24  # rows of parameters in the table; a large model's middle is left out
 
 
@@ -107,9 +105,7 @@ class ProgressLine:
             if self._watch in values:
                 self._best = f"validation {self._watch} {values[self._watch]:.4g}"
             return
-        if all(
-            by_parameter(name) or name == "gradient_error" for name in values
-        ):  # measured apart, at steps of its own
+        if set(values) == {"gradient_error"}:  # measured apart, at steps of its own
             return
         now = time.perf_counter()
         seconds, steps = now - self._past[0][0], step - self._past[0][1]

@@ -1,4 +1,4 @@
-"""TensorBoard files, written by tensorboardX: scalars, hyperparameters, norms by layer, pictures."""
+"""TensorBoard files, written by tensorboardX: scalars, what is seen by parameter, pictures, hyperparameters."""
 
 import math
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from functrain.observe.events import by_parameter
+from functrain.observe.seen import Seen, drawn
 
 
 def _summary_writer():
@@ -30,10 +30,28 @@ class TensorBoard:
         self._writer = _summary_writer()(str(folder), purge_step=None if resume_at is None else resume_at + 1)
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
-        """One point a metric; norms by parameter stand under their own names."""
+        """One point a metric."""
+        self._add({f"{split}/{name}": value for name, value in values.items()}, step)
+
+    def layers(self, step: int, seen: Seen) -> None:
+        """Numbers under their own names; histograms on the pages HISTOGRAMS and DISTRIBUTIONS."""
+        self._add(seen.numbers, step)
+        for name, histogram in seen.histograms.items():
+            counts, edges = drawn(histogram)
+            if not len(counts):  # nothing was counted, or nothing finite
+                continue
+            # Ends and sums are those of the bins' middles, near enough for a page that draws neither sum.
+            middles = (edges[1:] + edges[:-1]) / 2
+            sums = float(counts @ middles), float(counts @ middles**2)
+            ends = float(edges[0]), float(edges[-1])
+            self._writer.add_histogram_raw(
+                name, *ends, int(counts.sum()), *sums, edges[1:].tolist(), counts.tolist(), step
+            )
+
+    def _add(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             if math.isfinite(value):  # there is none where nothing was counted, such as an episode that ended
-                self._writer.add_scalar(name if by_parameter(name) else f"{split}/{name}", value, step)
+                self._writer.add_scalar(name, value, step)
 
     def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
         """On the page IMAGES."""

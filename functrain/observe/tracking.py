@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from functrain import config as configs
 from functrain.config import ConfigError
-from functrain.observe.events import by_parameter
+from functrain.observe.seen import Seen
 
 
 def library(name: str) -> Any:
@@ -36,6 +38,7 @@ class Tracker(ABC):
 
     _start(id) -> id       begin a run there, or go on with the one of this id; the config is sent with a new one
     _log(step, values)     named metrics of a step
+    _look(step, seen)      what is seen of a step by parameter; by itself the finite numbers of it, no histograms
     _show(step, paths)     named pictures of a step
     _summarize(results)    what came out
     _finish(complete)      the end; complete where there are results
@@ -67,21 +70,24 @@ class Tracker(ABC):
         self._keep()
 
     def scalars(self, step: int, split: str, values: dict[str, float]) -> None:
-        """`train/loss`, `validation/accuracy` and the like; norms by parameter under their own names."""
-        what = "norms" if all(map(by_parameter, values)) else split
-        if self._failed or step <= max(self._floor, self._sent.get(what, -1)):
-            return
-        named = {name if by_parameter(name) else f"{split}/{name}": float(value) for name, value in values.items()}
-        self._attempt(lambda: self._log(step, named))
-        self._sent[what] = step
-        self._keep()
+        """`train/loss`, `validation/accuracy` and the like."""
+        named = {f"{split}/{name}": float(value) for name, value in values.items()}
+        self._send(split, step, lambda: self._log(step, named))
+
+    def layers(self, step: int, seen: Seen) -> None:
+        """What is seen by parameter, under its own names."""
+        self._send("norms", step, lambda: self._look(step, seen))
 
     def pictures(self, step: int, paths: Mapping[str, Path]) -> None:
         """PNG files by name."""
-        if self._failed or step <= max(self._floor, self._sent.get("pictures", -1)):
+        self._send("pictures", step, lambda: self._show(step, paths))
+
+    def _send(self, what: str, step: int, act: Callable[[], Any]) -> None:
+        """What was not sent before."""
+        if self._failed or step <= max(self._floor, self._sent.get(what, -1)):
             return
-        self._attempt(lambda: self._show(step, paths))
-        self._sent["pictures"] = step
+        self._attempt(act)
+        self._sent[what] = step
         self._keep()
 
     def hyperparameters(self, config: dict[str, Any], results: dict[str, float]) -> None:
@@ -117,6 +123,9 @@ class Tracker(ABC):
             partial.replace(self._file)
 
         self._attempt(write)
+
+    def _look(self, step: int, seen: Seen) -> None:
+        self._log(step, {name: float(value) for name, value in seen.numbers.items() if np.isfinite(value)})
 
     # -- of each tracker --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from functrain.observe.seen import drawn
 from functrain.observe.tracking import Tracker
 
 
@@ -27,6 +28,12 @@ class WandB(Tracker):
 
     def _log(self, step, values):
         self._run.log(values, step=step)
+
+    def _look(self, step, seen):
+        super()._look(step, seen)
+        found = {name: drawn(one) for name, one in seen.histograms.items()}
+        shown = {name: self._library.Histogram(np_histogram=one) for name, one in found.items() if len(one[0])}
+        self._run.log(shown, step=step)
 
     def _show(self, step, paths):
         self._run.log({name: self._library.Image(str(path)) for name, path in paths.items()}, step=step)

@@ -2,9 +2,13 @@
 
 from functrain.optim.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam, RAdamW
 from functrain.optim.average import EMA, SWA, AnyAverage, NoAverage
+from functrain.optim.cma_es import CMAES
 from functrain.optim.foreign import Optax
+from functrain.optim.gradient_free import ParticleSwarm, SimulatedAnnealing
+from functrain.optim.kfac import KFAC
 from functrain.optim.learner import Learner, Player
-from functrain.optim.objective import Objective, objective
+from functrain.optim.minimise import Minimum, minimise
+from functrain.optim.objective import Objective, Scored, objective
 from functrain.optim.optimizers import (
     SGD,
     Adadelta,
@@ -32,9 +36,13 @@ from functrain.optim.schedules import (
     Polynomial,
     Step,
 )
+from functrain.optim.second_order import LBFGS, GaussNewton, Newton, NewtonCG
 
 __all__ = [
+    "CMAES",
     "EMA",
+    "KFAC",
+    "LBFGS",
     "SGD",
     "SWA",
     "WSD",
@@ -50,18 +58,23 @@ __all__ = [
     "Constant",
     "Cosine",
     "Exponential",
+    "GaussNewton",
     "InverseSqrt",
     "Lamb",
     "Learner",
     "Linear",
     "Lion",
+    "Minimum",
     "Muon",
     "NAdam",
     "NAdamW",
+    "Newton",
+    "NewtonCG",
     "NoAverage",
     "Objective",
     "OneCycle",
     "Optax",
+    "ParticleSwarm",
     "Plateau",
     "Player",
     "Polynomial",
@@ -71,6 +84,9 @@ __all__ = [
     "RowwiseAdagrad",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "Scored",
+    "SimulatedAnnealing",
     "Step",
+    "minimise",
     "objective",
 ]

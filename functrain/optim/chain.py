@@ -15,34 +15,25 @@ that is a Python 0.0 leaves its stage out. The order of the stages, the same for
     plateau       times what the loss has left of the rate
     finish        schedule-free's average; momentum of finished steps in optax's RMSprop
     lookahead     last: it needs the parameters as the step leaves them
-
-Where something is frozen, the chain sees the other parameters alone: no moments, no share in the whole norm, no decay.
 """
 
 import dataclasses
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from abc import abstractmethod
+from typing import Any
 
 import optax
 
 from functrain import tree
 from functrain.config import ConfigError, Count, Fraction, NonNegative, Positive, Text, configclass, off
 from functrain.optim import transforms
+from functrain.optim.base import Optimizer, matches
 from functrain.optim.schedules import AnySchedule, Constant
-
-S = TypeVar("S")
-
-
-def matches(patterns: Iterable[str], path: str) -> bool:
-    """Whether any of the patterns is found in the path."""
-    return any(re.search(pattern, path) for pattern in patterns)
 
 
 @configclass
-class Chain(ABC):
-    """The settings that all optimizers share, and the chain."""
+class Chain(Optimizer):
+    """The settings of all that scale a gradient, and the chain."""
 
     peak_lr: Positive = 1e-3
     """The highest learning rate, reached after the warmup."""
@@ -62,8 +53,6 @@ class Chain(ABC):
     """Largest norm of a unit's gradient, as a share of its weights' norm (Brock et al. 2021, eq. 3); 0 is off."""
     rates: tuple[tuple[Text, NonNegative], ...] = ()
     """Pairs [pattern, factor]: the learning rate of parameters, as a multiple; the first that matches; 0 freezes."""
-    freeze: tuple[str, ...] = ()
-    """Patterns of the parameters that never change."""
     sparse: tuple[str, ...] = ()
     """Patterns of the tables of which a step touches only the rows that its batch reads (see docs/optimizers.md)."""
     lookahead_every: Count = 0
@@ -90,14 +79,14 @@ class Chain(ABC):
         """The stages that work on finished steps."""
         return []
 
-    def build(self) -> optax.GradientTransformationExtraArgs:
+    def stages(self) -> optax.GradientTransformation:
         """The chain, in the order that the module's first lines give."""
         decay = []
         if not off(self.weight_decay):
             decay = [optax.add_decayed_weights(self.weight_decay, self.decays)]
         l2 = getattr(self, "l2", 0.0)
         plateau = self.schedule.stage()
-        chain = optax.chain(
+        return optax.chain(
             *([] if off(self.clip_value) else [optax.clip(self.clip_value)]),
             *([] if off(self.clip_adaptive) else [transforms.adaptive_clip(self.clip_adaptive)]),
             *([] if off(self.clip_norm) else [optax.clip_by_global_norm(self.clip_norm)]),  # pyright: ignore
@@ -113,10 +102,6 @@ class Chain(ABC):
             *self.finish(),
             *([transforms.lookahead(self.lookahead_every, self.lookahead_share)] if self.lookahead_every else []),
         )
-        if not self._freezes:
-            return chain
-        frozen = optax.masked(optax.set_to_zero(), lambda params: tree.map_by_path(lambda p, _: self._still(p), params))
-        return optax.chain(optax.masked(chain, self.trainable), frozen)
 
     # -- what a learner asks ----------------------------------------------------------------------
 
@@ -126,24 +111,18 @@ class Chain(ABC):
 
     def check(self, params: Any, section: str = "optimizer") -> None:
         """Raises a ConfigError where a pattern matches no parameter, or a parameter is left out."""
-        factors = tuple(pattern for pattern, _ in self.rates)
         if self.sparse:
             self._check_sparse(section)
-        for key, patterns in (
-            ("decay", self.decay),
-            ("freeze", self.freeze),
-            ("rates", factors),
-            ("sparse", self.sparse),
-        ):
-            try:
-                tree.select(patterns, params)
-            except ValueError as error:
-                raise ConfigError(f"{section}.{key}: {error}") from None
+        super().check(params, section)
+        factors = self.patterns()["rates"]
         for path in tree.by_path(params) if self.rates else ():
             if not matches(factors, path):
                 raise ConfigError(f'{section}.rates: no pattern matches {path}; end the list with [".", 1.0]')
-        if all(self._still(path) for path in tree.by_path(params)) and self._freezes:
-            raise ConfigError(f"{section}: every parameter is frozen; nothing is left to train")
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """Key -> patterns, each of which must match a parameter."""
+        rates = tuple(pattern for pattern, _ in self.rates)
+        return super().patterns() | {"decay": self.decay, "rates": rates, "sparse": self.sparse}
 
     def rate(self, count: Any) -> Any:
         """The learning rate at update `count`, by the schedule."""
@@ -160,27 +139,9 @@ class Chain(ABC):
         counter = (optax.ScaleByScheduleState, transforms.CountedState)
         return self.stage_state(optimizer_state, counter).count  # pyright: ignore[reportOptionalMemberAccess]
 
-    def weights(self, optimizer_state: Any, params: Any) -> Any:
-        """The parameters that evaluation uses."""
-        return params
-
     def decays(self, params: Any) -> Any:
-        """A tree of booleans: which parameters decay."""
-
-        def decays(path, p):
-            # Biases and norms have one axis.
-            return not self._still(path) and (matches(self.decay, path) if self.decay else p.ndim >= 2)
-
-        return tree.map_by_path(decays, params)
-
-    def trainable(self, params: Any) -> Any:
-        """A tree of booleans, False where a parameter is frozen; None where none is."""
-        return tree.map_by_path(lambda path, _: not self._still(path), params) if self._freezes else None
-
-    def stage_state(self, optimizer_state: Any, kind: type[S] | tuple[type[S], ...]) -> S | None:
-        """The state of the chain's stage of that kind, or None."""
-        stages = optimizer_state[0].inner_state if self._freezes else optimizer_state
-        return next((state for state in stages if isinstance(state, kind)), None)
+        """By `decay`."""
+        return self._decaying(self.decay, params)
 
     def _check_sparse(self, section: str) -> None:
         """Raises a ConfigError where rows that a batch does not read would have to change, or be looked at."""
@@ -194,11 +155,11 @@ class Chain(ABC):
 
     @property
     def _freezes(self) -> bool:
-        return bool(self.freeze) or any(factor == 0 for _, factor in self.rates)
+        return super()._freezes or any(factor == 0 for _, factor in self.rates)
 
     def _still(self, path: str) -> bool:
         """Whether a parameter is frozen."""
-        return matches(self.freeze, path) or self._factor(path) == 0
+        return super()._still(path) or self._factor(path) == 0
 
     def _factor(self, path: str) -> float:
         """What the rates make of a parameter's learning rate."""

@@ -54,14 +54,15 @@ class Optax(Chain):
 
         def tried(params, peak, loss):
             chain = dataclasses.replace(self, peak_lr=peak).build()
-            return chain.update(params, chain.init(params), params, value=loss)
+            given = {"value": loss, "grad": params, "value_fn": lambda _: loss}
+            return chain.update(params, chain.init(params), params, **given)
 
         try:
             jax.eval_shape(tried, params, 1.0, 1.0)
         except Exception as error:  # whatever optax raises, it is these arguments that it could not work with
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise ConfigError(
-                f"{section}: optax.{self.name} cannot take a step with a gradient and a loss alone: {reason}"
+                f"{section}: optax.{self.name} cannot take a step with gradient and loss alone: {reason}"
             ) from None
 
 

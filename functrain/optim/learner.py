@@ -10,6 +10,7 @@ Accumulation, precision, loss scale, estimator, optimizer, average and the guard
 once, for every task.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,8 @@ from functrain.autodiff import Reverse
 from functrain.metrics import Mean
 from functrain.optim import sparse
 from functrain.optim.average import NoAverage
-from functrain.optim.objective import Objective, objective
+from functrain.optim.base import put, take
+from functrain.optim.objective import Objective, Scored, objective
 from functrain.optim.optimizers import AdamW
 from functrain.precision import Float32, LossScale
 
@@ -59,7 +61,8 @@ class Learner:
     estimator: Any = field(default_factory=Reverse)
     average: Any = field(default_factory=NoAverage)
     accumulate: int = 1
-    norms: bool = False  # whether metrics carry the norms of gradient, update and parameters by leaf
+    halts: bool = False  # whether nothing changes any more after an update that was not finite
+    shows: bool = False  # whether metrics carry gradient, update and parameters themselves (functrain.observe.seen)
     rows: Callable[[Any], Mapping[str, jax.Array]] | None = None
     """batch -> {path of a table: the rows that it reads}, where nothing else of the table is touched.
 
@@ -90,64 +93,85 @@ class Learner:
         found = sparse.touched(self.rows(batch), player.params)
         batch = batch | {"rows": found.positions}
         learned, state, metrics = self._update(loss, sparse.take(player, found), state, batch, key=key)
+        metrics = _rows_counted(metrics, found, player.params) if self.shows else metrics
         return sparse.put(player, learned, found), state, metrics
 
+    def trained(self, params: Any) -> Any:
+        """The parameters without the frozen ones: what an objective, an estimator and an optimizer see."""
+        trainable = self.optimizer.trainable(params)
+        return params if trainable is None else take(params, trainable)
+
     def goal(self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array) -> Objective:
-        """The loss on a batch as a function of the parameters, in the learner's precision."""
-        if (trainable := self.optimizer.trainable(player.params)) is not None:
-            loss = _frozen(loss, trainable)
+        """The loss on a batch as a function of the trained parameters, in the learner's precision."""
         scale = player.scale and player.scale.value
-        return objective(self.precision(loss), state, batch, key, accumulate=self.accumulate, scale=scale)
+
+        def at(f):  # as the policy computes it, of trained parameters with the frozen ones beside them as constants
+            computed = self.precision(f)
+            return lambda trained, *rest, key: computed(put(trained, player.params), *rest, key=key)
+
+        scored = dataclasses.replace(loss, predict=at(loss.predict)) if isinstance(loss, Scored) else None
+        return objective(at(loss), state, batch, key, accumulate=self.accumulate, scale=scale, scored=scored)
 
     def _update(self, loss, player, state, batch, *, key):
         """`update`, of all the parameters that the player holds."""
-        old, scale = player.params, player.scale
+        old, scale = self.trained(player.params), player.scale
         goal = self.goal(loss, player, state, batch, key=key)
-        gradients, value, (new_state, metrics) = self.estimator(goal, old, jax.random.fold_in(key, 1))
+        estimator = self.estimator if self.optimizer.by_gradient else _value_alone
+        gradients, value, (new_state, metrics) = estimator(goal, old, jax.random.fold_in(key, 1))
         norm = tree.norm(gradients)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        if self.halts:
+            finite &= player.skipped == 0
         one = jnp.ones((), value.dtype)
-        rate = self.optimizer.current_rate(player.optimizer)
         metrics = {"loss": Mean(value, one)} | metrics  # of several means: their sum at each step
-        metrics |= {
-            "gradient_norm": Mean(norm, one),
-            "learning_rate": Mean(rate * one, one),
-        }
+        if self.optimizer.by_gradient:
+            metrics |= {"gradient_norm": Mean(norm, one)}
+        if (rate := self.optimizer.current_rate(player.optimizer)) is not None:
+            metrics |= {"learning_rate": Mean(rate * one, one)}
 
         def improve():
-            updates, optimizer = self.optimizer.build().update(gradients, player.optimizer, old, value=value)
+            asked = {"value": value, "grad": gradients, "value_fn": lambda p: goal.value(p)[0]}  # by optax's names
+            asked |= {"objective": goal, "key": jax.random.fold_in(key, 2)}
+            updates, optimizer = self.optimizer.build().update(gradients, player.optimizer, old, **asked)
             # With 64-bit types enabled, live numbers are float64 and would widen the moments of float32 parameters.
             optimizer = jax.tree.map(lambda new, old: new.astype(old.dtype), optimizer, player.optimizer)
-            norms = _norms_by_leaf(gradients, updates, old) if self.norms else {}
-            params = optax.apply_updates(old, updates)
+            moved = _arrays("update", updates, one) if self.shows else {}
+            params = put(optax.apply_updates(old, updates), player.params)
             average = self.average.update(player.average, self.optimizer.weights(optimizer, params))
-            return params, optimizer, average, new_state, metrics | norms
+            notes = {name: Mean(note * one, one) for name, note in self.optimizer.notes(optimizer).items()}
+            return params, optimizer, average, new_state, metrics | moved | notes
 
         # A `cond`, for selecting over parameters and moments would cost 10 to 28 % of a small model's step; around
         # this player alone, for guarding the whole TrainState would copy a replay buffer at each step.
         nothing = tree.zeros_like(jax.eval_shape(lambda: improve()[-1]))
-        unchanged = (old, player.optimizer, player.average, state, nothing)
+        unchanged = (player.params, player.optimizer, player.average, state, nothing)
         params, optimizer, average, state, metrics = lax.cond(finite, improve, lambda: unchanged)
+        if self.shows:  # also of a step that is skipped: where its gradient is not finite is what one wants to see
+            metrics |= _arrays("parameter", old, one)
+            metrics |= _arrays("gradient", gradients, one) if self.optimizer.by_gradient else {}
         if scale is not None:
             scale = scale.updated(finite, self.precision.growth_every)
         return Player(params, optimizer, average, scale, player.skipped + ~finite), state, metrics
 
 
-def _frozen(loss, trainable):
-    """The loss with no gradient by the parameters that are not trainable: what leads only there is never computed."""
-
-    def held(params, state, batch, *, key):
-        params = jax.tree.map(lambda p, t: p if t else lax.stop_gradient(p), params, trainable)
-        return loss(params, state, batch, key=key)
-
-    return held
+def _value_alone(objective, params, key):
+    """An estimator for optimizers that go by values: no gradient."""
+    del key
+    return tree.zeros_like(jax.tree.map(tree.wide, params)), *objective.value(params)
 
 
-def _norms_by_leaf(gradients, updates, params) -> dict[str, Mean]:
-    """`gradient_norm/layer0/kernel` and the like."""
-    one = jnp.ones(())
-    return {
-        f"{name}/{path}": Mean(tree.norm(leaf), one)
-        for name, of in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", params))
-        for path, leaf in tree.by_path(of).items()
-    }
+def _arrays(what: str, of: Any, one: jax.Array) -> dict[str, Mean]:
+    """`gradient/layer0/kernel` and the like."""
+    return {f"{what}/{path}": Mean(leaf, one) for path, leaf in tree.by_path(of).items()}
+
+
+def _rows_counted(metrics: dict[str, Any], found: sparse.Touched, params: Any) -> dict[str, Any]:
+    """Where arrays are shown, those of tables count the rows that are read, and none that only fills a place."""
+    tables, counted = tree.by_path(params), dict(metrics)
+    for name, metric in metrics.items():
+        what, _, path = name.partition("/")
+        if what in ("gradient", "update", "parameter") and path in found.rows:
+            there = found.rows[path] < len(tables[path])
+            count = metric.count * there.reshape(-1, *[1] * (metric.total.ndim - 1))
+            counted[name] = Mean(metric.total, count)
+    return counted

@@ -6,6 +6,7 @@ the counts of the whole batch, accumulated over micro-batches, scaled for float1
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,53 @@ import jax.numpy as jnp
 from jax import lax
 
 from functrain import tree
+from functrain.autodiff import per_example
 from functrain.config import ConfigError
 from functrain.metrics import is_metric
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A loss that is a score of a model's outputs, the two known apart: curvature asks for that.
+
+    predict(params, state, batch, *, key) -> (outputs, state)
+    score(outputs, batch) -> (Mean or tree of Means, metrics)
+    likelihood: the distribution of the targets of which the score is the negative logarithm: "categorical",
+      "bernoulli", "normal", or "" for none.
+
+    >>> from functrain.metrics import Mean
+    >>> line = lambda w, state, batch, *, key: (w * batch["x"], state)
+    >>> square = lambda outputs, batch: (Mean((outputs**2).sum(), jnp.float32(2)), {})
+    >>> goal = objective(Scored(line, square), {}, {"x": jnp.array([1.0, 2.0])}, None)
+    >>> goal.apart.predict(3.0).tolist(), float(goal.apart.score(jnp.array([3.0, 6.0]))), float(goal.value(3.0)[0])
+    ([3.0, 6.0], 22.5, 22.5)
+    """
+
+    predict: Callable[..., tuple[Any, Any]]
+    score: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    likelihood: str = ""
+
+    def __call__(self, params, state, batch, *, key):
+        """The loss."""
+        outputs, state = self.predict(params, state, batch, key=key)
+        means, metrics = self.score(outputs, batch)
+        return means, state, metrics
+
+
+class Apart(NamedTuple):
+    """An objective f as score(predict(params)), `likelihood` as of `Scored`; and example by example.
+
+    f is the mean over rows i of the batch of score_one(predict_one(params, batch[i]), batch[i]), weighed by weights()
+    [n], where a row's outputs depend on that row alone and the loss is one mean.
+    """
+
+    predict: Callable[[Any], Any]
+    score: Callable[[Any], jax.Array]
+    likelihood: str
+    batch: Any
+    predict_one: Callable[[Any, Any], Any]
+    score_one: Callable[[Any, Any], jax.Array]
+    weights: Callable[[Any], jax.Array]
 
 
 class Objective(NamedTuple):
@@ -23,6 +69,9 @@ class Objective(NamedTuple):
     value: params -> (f, (state, metrics)).
     gradient: params -> (gradients, f, (state, metrics)); gradients and f in at least float32, unscaled.
     parts: params -> ({name: gradients}, {name: f}, (state, metrics)), of each of several means by itself.
+    each: (params, consume, carry, block) -> (carry, f, (state, metrics)): the gradients of single examples, folded a
+      block at a time (see `functrain.autodiff.per_example.fold`).
+    apart: the model and its score, where the loss is `Scored` and the batch whole; else None.
 
     To the loss's metrics its means are added, as `loss`, or by their names where there are several.
     """
@@ -30,9 +79,11 @@ class Objective(NamedTuple):
     value: Callable[[Any], Any]
     gradient: Callable[[Any], Any]
     parts: Callable[[Any], Any]
+    each: Callable[..., Any]
+    apart: Apart | None = None
 
 
-def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Objective:
+def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, scored: Scored | None = None) -> Objective:
     """The objective of a loss on a batch; accumulated equals whole, also where masks are ragged.
 
     Args:
@@ -44,7 +95,9 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
         batch, so the sum of their gradients is the gradient of the whole. The counts come from a pass of their
         own that depends on masks alone: XLA drops all else from it.
       scale: the loss scale of float16, or None.
+      scored: the loss with model and score apart, where it is not itself a `Scored`.
     """
+    scored = loss if isinstance(loss, Scored) else scored
     # Micro-batch i takes every a-th row from row i on, so that where rows lie on several devices each has its share.
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
@@ -129,4 +182,45 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None) -> Ob
             gradients = tree.scale(1 / scale, gradients)
         return gradients, values, (new_state, metrics)
 
-    return Objective(value, gradient, parts)
+    def each(params, consume, carry, block):
+        carry, means, metrics = per_example.fold(
+            loss, params, state, batch, key, consume, carry, block=block, scale=scale
+        )
+        n = jax.tree.map(lambda m: m.count, means, is_leaf=is_metric)
+        return carry, total(means, n), (state, metrics | named(means))
+
+    def apart(scored: Scored) -> Apart:
+        def counted(outputs, batch):
+            """(the score as a number, its count where it is one mean)."""
+            means, _ = scored.score(outputs, batch)
+            n = jax.tree.map(lambda m: lax.stop_gradient(m.count), means, is_leaf=is_metric)
+            return jnp.asarray(total(means, n)), n
+
+        def predict(params, batch=batch):
+            return scored.predict(params, state, batch, key=key)[0]
+
+        def alone(tree):
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
+
+        def predict_one(params, example):
+            return jax.tree.map(lambda x: x[0], predict(params, alone(example)))
+
+        def score_one(outputs, example):
+            return counted(alone(outputs), alone(example))[0]
+
+        def weights(params):  # of masks alone: XLA drops all else
+            one = lambda example: counted(alone(predict_one(params, example)), alone(example))[1]  # noqa: E731
+            return jax.vmap(one)(batch)
+
+        return Apart(
+            predict,
+            lambda outputs: counted(outputs, batch)[0],
+            scored.likelihood,
+            batch,
+            predict_one,
+            score_one,
+            weights,
+        )
+
+    known = apart(scored) if scored is not None and accumulate == 1 else None
+    return Objective(value, gradient, parts, each, known)

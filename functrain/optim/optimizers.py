@@ -14,9 +14,14 @@ from functrain import tree
 from functrain.config import ConfigError, Fraction, NonNegative, Positive, Size, Text, configclass, kinds, off
 from functrain.optim import preconditioners, transforms
 from functrain.optim.adam import Adam, Adamax, AdamW, NAdam, NAdamW, RAdam, RAdamW
-from functrain.optim.chain import Chain, Decoupled, matches
+from functrain.optim.base import matches
+from functrain.optim.chain import Chain, Decoupled
+from functrain.optim.cma_es import CMAES
 from functrain.optim.foreign import Optax
+from functrain.optim.gradient_free import ParticleSwarm, SimulatedAnnealing
+from functrain.optim.kfac import KFAC
 from functrain.optim.schedules import Plateau
+from functrain.optim.second_order import LBFGS, GaussNewton, Newton, NewtonCG
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 """A share that is neither none nor all."""
@@ -338,6 +343,14 @@ AnyOptimizer = kinds(
     Muon,
     ScheduleFreeAdamW,
     ScheduleFreeSGD,
+    Newton,
+    GaussNewton,
+    NewtonCG,
+    LBFGS,
+    KFAC,
+    CMAES,
+    SimulatedAnnealing,
+    ParticleSwarm,
     Optax,
     default="adamw",
 )

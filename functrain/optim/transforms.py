@@ -196,7 +196,8 @@ def at_each_rate(make: Callable[[Any], optax.GradientTransformation], rate: Call
     def init(params):
         return CountedState(jnp.int32(0), make(rate(jnp.int32(0))).init(params))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, *, objective=None, key=None, **extra):
+        del objective, key  # a line search of optax refuses what it does not know
         inner = optax.with_extra_args_support(make(rate(state.count)))
         updates, new = inner.update(updates, state.inner, params, **extra)
         return updates, CountedState(state.count + 1, new)

@@ -12,7 +12,7 @@ import numpy as np
 from functrain import _compat
 from functrain.config import ConfigError
 from functrain.metrics import Mean
-from functrain.optim import Learner
+from functrain.optim import Learner, Objective
 from functrain.precision import Float32, Float64, LossScale
 from functrain.precision.autocast import Interpreter
 from functrain.train import step
@@ -46,25 +46,31 @@ def gradient(task: Any, precision: Any = None) -> Callable[..., Any]:
             learner = dataclasses.replace(learner, precision=precision)
         player = player.replace(scale=None if scale is None else LossScale(scale, jnp.int32(0)))
         loss, state, batch, key = given
-        return learner.goal(loss, player, state, batch, key=key).gradient(player.params)[0]
+        goal = learner.goal(loss, player, state, batch, key=key)
+        return goal.gradient(learner.trained(player.params))[0]
 
     return f
 
 
 def loss_of(task: Any, train_state: Any, batch: Any) -> tuple[Callable[[Any], Any], Any]:
-    """(the loss of a batch as a function of the player's parameters, the parameters), as the next step has it.
+    """(the loss of a batch as a function of the trained parameters, these), as the next step has it.
+
+    Raises:
+      ConfigError: the task has no player, or several.
+    """
+    goal, params = goal_of(task, train_state, batch)
+    return lambda params: goal.value(params)[0], params
+
+
+def goal_of(task: Any, train_state: Any, batch: Any) -> tuple[Objective, Any]:
+    """(the objective of a batch, the trained parameters), as the next step has them, without a loss scale.
 
     Raises:
       ConfigError: the task has no player, or several.
     """
     check_one_player(task, "a loss")
     learner, player, (loss, state, batch, key) = _caught(task, train_state, batch)
-    goal = learner.goal(loss, player.replace(scale=None), state, batch, key=key)
-
-    def loss_by(params):
-        return goal.value(params)[0]
-
-    return loss_by, player.params
+    return learner.goal(loss, player.replace(scale=None), state, batch, key=key), learner.trained(player.params)
 
 
 def check_one_player(task: Any, what: str) -> None:
@@ -123,7 +129,7 @@ def relative(found: Any, reference: Any, xp: Any = jnp) -> Any:
     """
     pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(reference), strict=True))
     apart = sum(xp.sum(xp.square(a - b)) for a, b in pairs)
-    size = sum(xp.sum(xp.square(b)) for _, b in pairs)
+    size = xp.asarray(sum(xp.sum(xp.square(b)) for _, b in pairs))
     error = xp.sqrt(apart / xp.maximum(size, xp.finfo(size.dtype).tiny))
     return xp.where(xp.isfinite(error), error, xp.inf)
 

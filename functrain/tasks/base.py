@@ -31,6 +31,7 @@ import jax
 
 from functrain import tree
 from functrain.metrics import Total
+from functrain.optim import Scored
 
 
 class OneLoss:
@@ -39,12 +40,17 @@ class OneLoss:
     loss(outputs, batch, *, train) -> (Mean or a dict of Means, metrics)
 
     or, where that is too narrow, overrides `full_loss`. `beside` names arrays of the batch that, where it has them, go
-    to the model by name beside x.
+    to the model by name beside x. `likelihood` says of which distribution the loss is the negative logarithm, if any.
     """
 
     model: Any
     learner: Any
     beside = ()
+
+    @property
+    def likelihood(self) -> str:
+        """The distribution of the targets, given outputs, of which the loss is the negative logarithm; "" for none."""
+        return ""
 
     @property
     def learners(self) -> dict[str, Any]:
@@ -64,12 +70,22 @@ class OneLoss:
         """The loss of the model's outputs, with the task's metrics."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
+    def scored(self, *, train: bool) -> Scored:
+        """The model applied to a batch's x, and `loss` of what it gives."""
+
+        def predict(params, state, batch, *, key):
+            outputs, state = self.model.apply(params, state, batch["x"], **beside(self, batch), key=key, train=train)
+            return jax.tree.map(_widen, outputs), state
+
+        def score(outputs, batch):
+            with jax.named_scope("loss"):
+                return self.loss(outputs, batch, train=train)
+
+        return Scored(predict, score, self.likelihood)
+
     def full_loss(self, params, state, batch, *, key, train):
-        """`loss` of the model applied to the batch's x: what the learner and evaluation call."""
-        outputs, state = self.model.apply(params, state, batch["x"], **beside(self, batch), key=key, train=train)
-        with jax.named_scope("loss"):
-            means, metrics = self.loss(jax.tree.map(_widen, outputs), batch, train=train)
-        return means, state, metrics
+        """The loss by the parameters: what the learner and evaluation call."""
+        return self.scored(train=train)(params, state, batch, key=key)
 
     def update(self, train_state: Any, batch: Any, *, key: jax.Array) -> tuple[Any, dict[str, Any]]:
         """One step of the learner on the loss."""
@@ -77,6 +93,8 @@ class OneLoss:
         def loss(params, state, batch, *, key):
             return self.full_loss(params, state, batch, key=key, train=True)
 
+        if type(self).full_loss is OneLoss.full_loss:  # no more is asked of the model than outputs
+            loss = self.scored(train=True)
         player, state, metrics = self.learner.update(
             loss, train_state.players["model"], train_state.state, batch, key=key
         )

@@ -29,6 +29,11 @@ class _YesOrNo(OneLoss):
     model: Part = None
     learner: Part = None
 
+    @property
+    def likelihood(self):
+        """Yes or no by the sigmoid, where the loss is their plain cross-entropy."""
+        return "bernoulli" if self.criterion == "cross_entropy" and self.positive_weight == 1 else ""
+
     def loss(self, outputs, batch, *, train):
         """The loss of a logit for each target, and the share on the right side of 0."""
         targets, mask = batch["y"], batch.get("mask")

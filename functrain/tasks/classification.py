@@ -45,6 +45,12 @@ class Classification(OneLoss):
         if self.criterion != "cross_entropy" and not off(self.label_smoothing):
             raise ValueError(f"label_smoothing: goes with criterion = cross_entropy alone; found {self.criterion}")
 
+    @property
+    def likelihood(self):
+        """Classes by softmax, where the loss is their plain cross-entropy."""
+        plain = self.criterion == "cross_entropy" and off(self.label_smoothing) and not self.class_weights
+        return "categorical" if plain else ""
+
     def outputs(self, dataset) -> int:
         """One logit a class."""
         if not dataset.classes:

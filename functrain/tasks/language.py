@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 
 from functrain import losses
-from functrain.config import ConfigError, Fraction, Part, configclass
+from functrain.config import ConfigError, Fraction, Part, configclass, off
 from functrain.metrics import Perplexity, mean_of
 from functrain.tasks.base import OneLoss
 
@@ -26,6 +26,11 @@ class Language(OneLoss):
         if not dataset.block and "segments" not in dataset.train:
             raise ConfigError("task.kind: language needs a text as data, such as data.kind = text or python_source")
         return dataset.classes
+
+    @property
+    def likelihood(self):
+        """Tokens by softmax, where the loss is their plain cross-entropy."""
+        return "categorical" if off(self.label_smoothing) else ""
 
     def places(self, dataset) -> int:
         """One at each token of a row."""

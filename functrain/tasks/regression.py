@@ -31,6 +31,11 @@ class Regression(OneLoss):
     model: Part = None
     learner: Part = None
 
+    @property
+    def likelihood(self):
+        """Normal with variance 1/2 about the prediction, for squared error."""
+        return "normal" if self.criterion == "squared_error" else ""
+
     def outputs(self, dataset) -> int:
         """One output a target."""
         if "y" not in dataset.train:

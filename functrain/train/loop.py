@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from functrain.config import ConfigError, Count, Positive, Size, configclass
-from functrain.observe.events import Sink
+from functrain.observe.events import LayerSink, Sink
+from functrain.observe.seen import Seen
 from functrain.train.checkpoint import Store, better
 from functrain.train.program import Program
 from functrain.train.stop import Stop
@@ -42,6 +43,8 @@ class Train:
     """Steps in one dispatch; 0 chooses by the FLOPs of a step. The result does not depend on it, bit for bit."""
     loop: Literal["auto", "loop", "step"] = "auto"
     """A chunk as one program, or a dispatch a step; auto takes steps for convolutions on a CPU."""
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    """After a step whose loss or gradient is not finite: go on without it, or stop and say where it came from."""
     devices: Count = 0
     """Local devices over which each batch is cut; 0 is all."""
     log_every: Count = 0
@@ -65,6 +68,7 @@ class Plan:
     draw_every: int = 0
     watch_every: int = 0
     patience: int = 0
+    halts: bool = False  # whether a step that is not finite ends the run: none after it changes anything
 
     def __post_init__(self):
         if self.chunk < 1 or self.log_every < 1:
@@ -128,7 +132,7 @@ class Outcome:
 
     train_state: Any
     step: int
-    ended: str  # "finished", "early" (patience) or "stopped" (a signal)
+    ended: str  # "finished", "early" (patience), "stopped" (a signal) or "nonfinite"
     validation: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
@@ -160,7 +164,7 @@ def run(
     """
     seconds = seconds or Seconds()
     at = int(jax.device_get(program.members(train_state)[0].step))
-    late: deque[tuple[int, Any]] = deque()  # (step, metrics on the device), not yet read
+    late: deque[tuple[int, Any]] = deque()  # (step, metrics or what is seen, on the device), not yet read
     flying: deque[Any] = deque()  # marks of the chunks in flight
     validation: dict[str, float] = {}
     ended = "finished"
@@ -170,10 +174,18 @@ def run(
         for sink in sinks:
             sink.scalars(step, split, values)
 
+    def tell_layers(step, seen):
+        for sink in sinks:
+            if isinstance(sink, LayerSink):
+                sink.layers(step, seen)
+
     def read_late(keep):
         while len(late) > keep:
             step, waiting = late.popleft()
-            tell(step, "train", program.scalars(waiting))
+            if isinstance(waiting, Seen):
+                tell_layers(step, jax.device_get(waiting))
+            else:
+                tell(step, "train", program.scalars(waiting))
 
     def save():
         start = clock()
@@ -194,14 +206,17 @@ def run(
             train_state, metrics, mark = program.advance(train_state, metrics, window, count)
             at += count
             flying.append(mark)
+            if len(flying) > 2 and plan.halts and _any(flying[0]):
+                break
             if len(flying) > 2:
                 jax.block_until_ready(flying.popleft())
             if plan.due(plan.log_every, at):
                 late.append((at, metrics))
                 metrics = program.fresh()
                 read_late(1)
-            if program.norms is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
-                late.append((at, program.norms(train_state, program.window(at, 1))))
+            if program.seen is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
+                windows = program.window(at, 1), program.window(at + 1, 1)
+                late.append((at, program.seen(train_state, *windows)))
             if program.watch is not None and plan.watch_every and at % plan.watch_every == 0 and at < plan.steps:
                 late.append((at, program.watch(train_state, program.window(at, 1))))
             if draw is not None and plan.draw_every and at % plan.draw_every == 0 and at < plan.steps:
@@ -233,7 +248,14 @@ def run(
                 break
         jax.block_until_ready(train_state)
         read_late(0)
+        if plan.halts and any(map(_any, flying)):
+            ended = "nonfinite"
     for sink in sinks:
         sink.flush()
     seconds.train += clock() - began - (seconds.evaluate + seconds.checkpoint - before)
     return Outcome(train_state, at, ended, validation)
+
+
+def _any(mark) -> bool:
+    """Whether an update was skipped, in any member of the run."""
+    return any(np.any(skipped) for skipped in jax.tree.leaves(jax.device_get(mark)))

@@ -12,8 +12,10 @@ import numpy as np
 from functrain import tree
 from functrain.data.feed import as_is
 from functrain.metrics import read, scalars
+from functrain.observe.seen import Seen, see, shown
 from functrain.optim import Learner
 from functrain.train import step
+from functrain.train.state import skipped
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class Program:
     """The compiled parts of a run.
 
     advance(train_state, metrics, window, count) -> (train_state, metrics, mark): dispatches `count` steps; both states
-      are donated, and `mark` is ready when the steps have run.
+      are donated, and `mark`, how many updates were skipped so far, is ready when the steps have run.
     window(step, count) -> arrays for those steps.
     fresh() -> a zero running sum of metrics.
     evaluate(train_state) -> metrics of the validation examples, or None where there are none.
-    norms(train_state, window) -> norms of the step that comes next, by leaf; or None.
+    seen(train_state, window, later) -> what is seen of the step that comes next, by parameter (functrain.observe.seen);
+      `later` is the window of the step after it, whose gradient is compared; or None.
     watch(train_state, window) -> what else is measured of that step; or None.
     members(tree) -> the train state, or metrics, of each member of the run; mostly there is one.
     scalars(metrics) -> their numbers on the host; of several members, mean and deviation.
@@ -36,7 +39,7 @@ class Program:
     window: Callable[[int, int], Any]
     fresh: Callable[[], Any]
     evaluate: Callable[[Any], Any] | None = None
-    norms: Callable[[Any, Any], Any] | None = None
+    seen: Callable[[Any, Any, Any], Seen] | None = None
     watch: Callable[[Any, Any], Any] | None = None
     members: Callable[[Any], list[Any]] = lambda tree: [tree]
     scalars: Callable[[Any], dict[str, float]] = lambda metrics: scalars(read(metrics))
@@ -52,7 +55,7 @@ def compile_program(
     place: Callable[[Any], Any] = as_is,
     sharding: Any = None,
     evaluate: Callable[[Any], Any] | None = None,
-    norms: bool = False,
+    seen: bool = False,
     watch: Callable[[Any, Any], Any] | None = None,
     stacked: bool = False,
 ) -> Program:
@@ -64,11 +67,12 @@ def compile_program(
       loop: "loop", many steps in one program, or "step", a dispatch a step.
       place: cuts a batch over devices.
       sharding: where what the host sends lies; None is the default device.
-      evaluate, norms, watch: see Program; `norms` says whether there are any, and `watch` is given the batch.
+      evaluate, seen, watch: see Program; `seen` says whether anything is, and `watch` is given the batch.
       stacked: whether the train state has a leading axis of members, and the second part of the window their seeds
         (see functrain.train.members).
     """
     window = feed.window(0, 1)
+    seen = seen and any(learner is not None for learner in task.learners.values())
 
     def over(f, *axes):
         return jax.vmap(f, axes) if stacked else f
@@ -81,7 +85,11 @@ def compile_program(
     def marked(f):
         def g(*arguments):
             train_state, metrics = f(*arguments)
-            return train_state, metrics, train_state.step + 0  # another buffer, not donated: the host may wait for it
+            return (
+                train_state,
+                metrics,
+                skipped(train_state) + 0,
+            )  # another buffer, not donated: the host may wait for it
 
         return jax.jit(g, donate_argnums=(0, 1))
 
@@ -96,7 +104,7 @@ def compile_program(
         return steps(train_state, metrics, window, on_device(count))
 
     def one_by_one(train_state, metrics, window, count):
-        mark = train_state.step
+        mark = None
         for _ in range(count):
             train_state, metrics, mark = steps(train_state, metrics, window)
         return train_state, metrics, mark
@@ -109,29 +117,35 @@ def compile_program(
         window=feed.window,
         fresh=fresh,
         evaluate=evaluate,
-        norms=_norms(task, feed, place).lower(train_state, window).compile() if norms else None,
+        seen=looking(task, feed, place).lower(train_state, window, window).compile() if seen else None,
         watch=jax.jit(watched).lower(train_state, window).compile() if watch is not None else None,
         memory=_memory(steps),
     )
 
 
-def _norms(task, feed, place):
-    with_norms = step.make_step(_asked_for_norms(task))
+def looking(task: Any, feed: Any, place: Callable[[Any], Any] = as_is) -> Callable[[Any, Any, Any], Seen]:
+    """`Program.seen`, to be compiled. It takes the two steps that come, and keeps nothing of them but what it saw."""
+    showing = step.make_step(_showing(task))
+    learned = [name for name, learner in task.learners.items() if learner is not None]
 
-    def norms(train_state, window):
-        metrics = with_norms(train_state, place(feed.batch(window, train_state.step)))[1]
-        return {name: metric for name, metric in metrics.items() if "_norm/" in name}
+    def one(train_state, window):
+        train_state, metrics = showing(train_state, place(feed.batch(window, train_state.step)))
+        return train_state, shown(metrics)
 
-    return jax.jit(norms)
+    def look(train_state, window, later):
+        next_state, first = one(train_state, window)
+        return see(first, one(next_state, later)[1], learned if len(learned) > 1 else ())
+
+    return jax.jit(look)
 
 
-def _asked_for_norms(part):
-    """The task with every learner in it asked for norms by leaf."""
+def _showing(part):
+    """The task with every learner in it asked to show its arrays."""
     if isinstance(part, Learner):
-        return dataclasses.replace(part, norms=True)
+        return dataclasses.replace(part, shows=True)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
-        changed = {n: new for n, v in fields.items() if (new := _asked_for_norms(v)) is not v}
+        changed = {n: new for n, v in fields.items() if (new := _showing(v)) is not v}
         return dataclasses.replace(part, **changed) if changed else part
     return part
 
