@@ -115,6 +115,26 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("--examples", type=int, default=0, metavar="N", help="of the batch, the first N (default: all)")
     trace.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
 
+    curvature = commands.add_parser("curvature", help="how the loss bends: eigenvalues, trace and density of a matrix")
+    curvature.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    matrices = "hessian, gauss_newton or empirical_fisher (default: hessian)"
+    curvature.add_argument("--matrix", default="hessian", metavar="NAME", help=matrices)
+    curvature.add_argument("--count", type=int, default=5, metavar="N", help="eigenvalues at either end (default: 5)")
+    curvature.add_argument("--samples", type=int, default=10, metavar="N", help="random vectors (default: 10)")
+    curvature.add_argument("--examples", type=int, default=0, metavar="N", help="of the batch (default: all)")
+    curvature.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
+    curvature.add_argument("--figure", metavar="PNG", type=Path, help="draw the density into this file")
+
+    ways = commands.add_parser(
+        "compare-estimators", help="what backpropagation buys: one config trained by each estimator, loss against cost"
+    )
+    ways.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    kinds = "such as spsa:directions=16; give it once for each (default: twelve kinds)"
+    ways.add_argument("--kind", dest="kinds", action="append", metavar="KIND", help=kinds)
+    budget = "of the loss, for each kind (default: 10,000)"
+    ways.add_argument("--evaluations", type=int, default=10_000, metavar="N", help=budget)
+    ways.add_argument("--figure", metavar="PNG", type=Path, help="draw the losses into this file")
+
     folds = commands.add_parser("folds", help="k-fold cross-validation: a run for each of data.folds, and their mean")
     folds.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
     folds.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the runs are; again to go on")
@@ -384,6 +404,43 @@ def _trace(given) -> int:
     return 0
 
 
+def _curvature(given) -> int:
+    from functrain import curvature, report, runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment, build
+    from functrain.observe.console import progress
+
+    path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.figure)
+    runs.use_compilation_cache()
+    console = runs.make_console()
+    built = build(parse(Experiment, read(path, overrides)), progress(console, "precision"))
+    numbers = {name: getattr(given, name) for name in ("matrix", "count", "samples", "examples", "steps")}
+    found = curvature.measure(built, **numbers, tell=progress(console, "curvature"))
+    curvature.show(console, found, given.figure, path.stem)
+    print(json.dumps(found.record()))
+    return 0
+
+
+def _compare_estimators(given) -> int:
+    from functrain import comparing, report, runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment
+    from functrain.observe.console import progress
+
+    path, overrides = _config_and_overrides(given.arguments)
+    report.check_figure(given.figure)
+    runs.use_compilation_cache()
+    console = runs.make_console()
+    config = parse(Experiment, read(path, overrides))
+    kinds = given.kinds or list(comparing.KINDS)
+    tell = progress(console, "compare-estimators")
+    found = comparing.compare(config, kinds, evaluations=given.evaluations, tell=tell)
+    comparing.show(console, found, given.figure)
+    print(comparing.summary(found))
+    return 0
+
+
 def _folds(given) -> int:
     from functrain.config import parse, read
     from functrain.train.stop import Stop
@@ -469,6 +526,8 @@ _COMMANDS = {
     "precision": _precision,
     "trace": _trace,
     "check": _check,
+    "compare-estimators": _compare_estimators,
+    "curvature": _curvature,
     "folds": _folds,
     "active": _active,
     "compare": _compare,
