@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from functrain.version import __version__
 
@@ -190,6 +191,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
+def _opened(arguments: list[str]) -> tuple[Path, Any, Any]:
+    """(the config's path, the config, a console): what a command that computes with a config begins with."""
+    from functrain import runs
+    from functrain.config import parse, read
+    from functrain.experiment import Experiment
+
+    path, overrides = _config_and_overrides(arguments)
+    runs.use_compilation_cache()
+    return path, parse(Experiment, read(path, overrides)), runs.make_console()
+
+
 def _config_and_overrides(arguments: list[str]) -> tuple[Path, list[str]]:
     from functrain.config import ConfigError
 
@@ -308,48 +320,37 @@ def _export(given) -> int:
 
 
 def _inspect(given) -> int:
-    from functrain import report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment, build
+    from functrain import report
+    from functrain.experiment import build
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
     report.check_figure(given.examples, "--examples")
-    runs.use_compilation_cache()
-    built = build(parse(Experiment, read(path, overrides)))
-    learnt = report.inspect(
-        runs.make_console(), built, try_overfit=given.overfit, figure=given.figure, examples=given.examples
-    )
+    _, config, console = _opened(given.arguments)
+    built = build(config)
+    learnt = report.inspect(console, built, try_overfit=given.overfit, figure=given.figure, examples=given.examples)
     return 0 if learnt else 1
 
 
 def _find_rate(given) -> int:
-    from functrain import finder, report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment
+    from functrain import finder, report
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
-    runs.use_compilation_cache()
-    config = parse(Experiment, read(path, overrides))
+    _, config, console = _opened(given.arguments)
     found = finder.find_rate(config, lowest=given.lowest, highest=given.highest, steps=given.steps)
-    report.found_rate(runs.make_console(), found, given.figure)
+    report.found_rate(console, found, given.figure)
     print(json.dumps({"suggestion": found.suggestion}))
     return 0
 
 
 def _precision(given) -> int:
     from functrain import report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment, build
+    from functrain.experiment import build
     from functrain.observe.console import progress
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
-    runs.use_compilation_cache()
-    console = runs.make_console()
+    _, config, console = _opened(given.arguments)
     tell = progress(console, "precision")
-    built = build(parse(Experiment, read(path, overrides)), tell)
+    built = build(config, tell)
     if built.chosen is not None:
         runs.show_choice(console, built.chosen)
     found = report.precision(console, built, batches=given.batches, steps=given.steps, figure=given.figure, tell=tell)
@@ -358,15 +359,10 @@ def _precision(given) -> int:
 
 
 def _check(given) -> int:
-    from functrain import checking, report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment
+    from functrain import checking, report
     from functrain.observe.console import progress
 
-    path, overrides = _config_and_overrides(given.arguments)
-    runs.use_compilation_cache()
-    console = runs.make_console()
-    config = parse(Experiment, read(path, overrides))
+    _, config, console = _opened(given.arguments)
     tell = progress(console, "check")
     found = checking.check(config, directions=given.directions, examples=given.examples, tell=tell)
     report.checked(console, found)
@@ -383,18 +379,15 @@ def _finite(x: float) -> float | None:
 
 
 def _trace(given) -> int:
-    from functrain import report, runs, tracing
+    from functrain import report, tracing
     from functrain.autodiff import drawing
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment, build
+    from functrain.experiment import build
     from functrain.observe.console import progress
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.page, "--page", ".html")
     report.check_figure(given.svg, "--svg", ".svg")
-    runs.use_compilation_cache()
-    console = runs.make_console()
-    built = build(parse(Experiment, read(path, overrides)), progress(console, "precision"))
+    path, config, console = _opened(given.arguments)
+    built = build(config, progress(console, "precision"))
     found = tracing.trace_loss(built, examples=given.examples, steps=given.steps)
     report.traced(console, found)
     for file, drawn in ((given.page, lambda: drawing.page(found, path.stem)), (given.svg, lambda: drawing.svg(found))):
@@ -405,16 +398,13 @@ def _trace(given) -> int:
 
 
 def _curvature(given) -> int:
-    from functrain import curvature, report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment, build
+    from functrain import curvature, report
+    from functrain.experiment import build
     from functrain.observe.console import progress
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
-    runs.use_compilation_cache()
-    console = runs.make_console()
-    built = build(parse(Experiment, read(path, overrides)), progress(console, "precision"))
+    path, config, console = _opened(given.arguments)
+    built = build(config, progress(console, "precision"))
     numbers = {name: getattr(given, name) for name in ("matrix", "count", "samples", "examples", "steps")}
     found = curvature.measure(built, **numbers, tell=progress(console, "curvature"))
     curvature.show(console, found, given.figure, path.stem)
@@ -423,16 +413,11 @@ def _curvature(given) -> int:
 
 
 def _compare_estimators(given) -> int:
-    from functrain import comparing, report, runs
-    from functrain.config import parse, read
-    from functrain.experiment import Experiment
+    from functrain import comparing, report
     from functrain.observe.console import progress
 
-    path, overrides = _config_and_overrides(given.arguments)
     report.check_figure(given.figure)
-    runs.use_compilation_cache()
-    console = runs.make_console()
-    config = parse(Experiment, read(path, overrides))
+    _, config, console = _opened(given.arguments)
     kinds = given.kinds or list(comparing.KINDS)
     tell = progress(console, "compare-estimators")
     found = comparing.compare(config, kinds, evaluations=given.evaluations, tell=tell)

@@ -388,7 +388,7 @@ def test_frozen_parameters_stay(optimizer, quick):
     alone, _, _ = descent(optimizer, lambda p: small({"a": START["a"], "b": p["b"]}), {"b": START["b"]}, 5)
     np.testing.assert_allclose(player.params["b"], alone.params["b"], rtol=1e-5)
     assert not same(player.params["b"], START["b"])
-    assert frozen.size(START) == 4
+    assert frozen.trained_size(START) == 4
 
 
 @every

@@ -26,10 +26,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+_OF_ALL = ("curves", "layers")  # what runs of all tasks have
+
+
 def pngs(out):
-    """{(folder, name): bytes} of a run's pictures, but for the curves."""
+    """{(folder, name): bytes} of a run's pictures, but for the curves and the layers."""
     paths = Path(out, "figures").glob("**/*.png")
-    return {(path.parent.name, path.name): path.read_bytes() for path in paths if path.stem != "curves"}
+    return {(path.parent.name, path.name): path.read_bytes() for path in paths if path.stem not in _OF_ALL}
 
 
 def pixels(data):
@@ -71,7 +74,7 @@ def test_pictures_come_at_their_steps(drawn):
     assert set(files) == {(at, name) for at in steps for name in IMAGES}
     assert len({files[at, "reconstructions.png"] for at in steps}) == 3
     images = images_of(drawn)
-    assert images.pop((30, "curves")).shape[2] == 3
+    assert all(images.pop((30, name)).shape[2] == 3 for name in _OF_ALL)
     wanted = {(steps[at], Path(name).stem): pixels(data) for (at, name), data in files.items()}
     assert images.keys() == wanted.keys()
     for where, image in wanted.items():

@@ -203,7 +203,7 @@ def test_a_run_directory_holds_what_it_should(folder):
     assert main(["train", "small.toml", "--out", "r", "observe.tensorboard=true", "observe.figures=true"]) == 0
     out = folder / "r"
     names = {p.name for p in out.iterdir()} - {".lock"}
-    assert names == {*runs.FILES, "checkpoints", "tensorboard", "figures"}
+    assert names == {*runs.FILES, "layers.jsonl", "checkpoints", "tensorboard", "figures"}
     assert {p.name for p in (out / "figures").iterdir()} == {
         "curves.png",
         "layers.png",

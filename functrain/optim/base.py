@@ -115,6 +115,10 @@ class Optimizer(ABC):
         """A tree of booleans, False where a parameter is frozen; None where none is."""
         return tree.map_by_path(lambda path, _: not self._still(path), params) if self._freezes else None
 
+    def trained_size(self, params: Any) -> int:
+        """How many numbers are trained."""
+        return sum(p.size for path, p in tree.by_path(params).items() if not self._still(path))
+
     def stage_state(self, optimizer_state: Any, kind: type[S] | tuple[type[S], ...]) -> S | None:
         """The state of the stage of that kind, or None."""
         stages = optimizer_state[0].inner_state if self._freezes else optimizer_state

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from functrain.autodiff import directions as along
 from functrain.config import ConfigError, Count, Positive, Size, configclass
+from functrain.optim.base import stage
 from functrain.optim.gradient_free import GradientFree, finite_or_worst, flat
 
 
@@ -77,7 +77,7 @@ class CMAES(GradientFree):
 
     def stages(self):
         """The strategy."""
-        return optax.GradientTransformationExtraArgs(self._init, self._update)  # pyright: ignore[reportArgumentType]
+        return stage(self._init, self._update)
 
     def _init(self, params):
         zero = jnp.zeros_like(flat(params))
@@ -155,7 +155,7 @@ class CMAES(GradientFree):
         super().check(params, section)
         if self.population == 1:
             raise ConfigError(f"{section}.population: found 1; expected at least 2, or 0 to choose")
-        n = self.size(params)
+        n = self.trained_size(params)
         if self.covariance == "full" and n > self.most:
             raise ConfigError(
                 f"{section}.most: the covariance of {n:,} parameters would take {8 * n**2 / 1e9:,.2f} GB with its "

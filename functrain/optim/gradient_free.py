@@ -13,13 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from functrain import tree
 from functrain.autodiff import directions as along
 from functrain.config import ConfigError, NonNegative, Positive, Share, Size, configclass, off
-from functrain.optim.base import Optimizer
+from functrain.optim.base import Optimizer, stage
 
 
 @configclass
@@ -31,11 +30,6 @@ class GradientFree(Optimizer):
     @abstractmethod
     def evaluations(self, parameters: int) -> float:
         """Of the loss, a step, that of the parameters as they are among them."""
-
-    def size(self, params: Any) -> int:
-        """How many numbers are trained."""
-        leaves = tree.by_path(params)
-        return sum(p.size for path, p in leaves.items() if not self._still(path))
 
 
 def flat(params: Any) -> jax.Array:
@@ -137,7 +131,7 @@ class SimulatedAnnealing(GradientFree):
             (away, _, sigma), taken = lax.scan(move, start, along.keys_of(key, self.proposals))
             return away, AnnealingState(state.temperature * self.cooling, sigma, taken.mean(dtype=sigma.dtype))
 
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+        return stage(init, update)
 
     def evaluations(self, parameters: int) -> float:
         """Of the loss, a step: one for each proposal, one for where it starts."""
@@ -233,7 +227,7 @@ class ParticleSwarm(GradientFree):
             updates = along.shaped(place - flat(params), params)
             return updates, SwarmState(state.count + 1, x + v, v, bests, losses)
 
-        return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+        return stage(init, update)
 
     def check(self, params, section="optimizer"):
         """Raises a ConfigError where a pattern matches nothing, or there is no swarm."""

@@ -62,8 +62,7 @@ class SecondOrder(Optimizer):
 
     def _refuse_above(self, most: int, params: Any, section: str, instead: str) -> None:
         """Raises a ConfigError where `solver` is "exact" with more trained parameters than `most`."""
-        chosen = self.trainable(params)
-        n = tree.size(params if chosen is None else take(params, chosen))
+        n = self.trained_size(params)
         if getattr(self, "solver", "") == "exact" and n > most:
             raise ConfigError(
                 f'{section}.most: solver = "exact" would factorise a matrix of {n:,} rows at each step, and takes at '

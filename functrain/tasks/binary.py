@@ -31,8 +31,8 @@ class _YesOrNo(OneLoss):
 
     @property
     def likelihood(self):
-        """Yes or no by the sigmoid, where the loss is their plain cross-entropy."""
-        return "bernoulli" if self.criterion == "cross_entropy" and self.positive_weight == 1 else ""
+        """Yes or no by the sigmoid, for cross-entropy; `positive_weight`, a live number, is left out of it."""
+        return "bernoulli" if self.criterion == "cross_entropy" else ""
 
     def loss(self, outputs, batch, *, train):
         """The loss of a logit for each target, and the share on the right side of 0."""
