@@ -102,6 +102,24 @@ def shaped(numbers: jax.Array, params: Any) -> Any:
     return jax.tree.unflatten(form, cut)
 
 
+def raveled(params: Any) -> jax.Array:
+    """The numbers of a tree in a row [n], in at least float32; `shaped` and `placed` are the way back.
+
+    >>> raveled({"a": jnp.ones(1), "b": jnp.zeros((1, 2))}).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    return jnp.concatenate([tree.wide(p).ravel() for p in jax.tree.leaves(params)])
+
+
+def placed(numbers: jax.Array, params: Any) -> Any:
+    """`shaped`, in the dtypes of the parameters.
+
+    >>> placed(jnp.arange(3.0), {"a": jnp.ones(1, "bfloat16"), "b": jnp.zeros((1, 2))})["a"].dtype
+    dtype(bfloat16)
+    """
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), shaped(numbers, params), params)
+
+
 def refuse_above(most: int, estimator: Any, params: Any, instead: str) -> None:
     """Raises a ConfigError where there are more parameters than `most`, with what a step would cost."""
     if (parameters := tree.size(params)) > most:

@@ -139,7 +139,7 @@ def features(
         found = gradient(example)
 
         def on(key):
-            return _product(found, _row(along.draw(key, params, law)).astype(found.dtype))
+            return _product(found, along.raveled(along.draw(key, params, law)).astype(found.dtype))
 
         # The rows depend on no example: those that go side by side share them.
         return along.in_blocks(on, keys, block) / jnp.sqrt(jnp.asarray(project, found.dtype))
@@ -167,15 +167,9 @@ def _gradient(loss, params, state, key):
     task, state = as_task(loss, state, key)
 
     def gradient(example):
-        return _row(value_and_gradient(task, params, state, *row(example, key))[0])
+        return along.raveled(value_and_gradient(task, params, state, *row(example, key))[0])
 
     return gradient
-
-
-def _row(found):
-    """A tree's numbers in a row."""
-    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(found)]
-    return jnp.concatenate([leaf.astype(jnp.result_type(*leaves)) for leaf in leaves])
 
 
 def _product(a, b):

@@ -7,7 +7,7 @@ from functrain.optim.foreign import Optax
 from functrain.optim.gradient_free import ParticleSwarm, SimulatedAnnealing
 from functrain.optim.kfac import KFAC
 from functrain.optim.learner import Learner, Player
-from functrain.optim.minimise import Minimum, minimise
+from functrain.optim.minimum import Minimum, minimise
 from functrain.optim.objective import Objective, Scored, objective
 from functrain.optim.optimizers import (
     SGD,

@@ -11,7 +11,7 @@ from jax import lax
 from functrain.autodiff import directions as along
 from functrain.config import ConfigError, Count, Positive, Size, configclass
 from functrain.optim.base import stage
-from functrain.optim.gradient_free import GradientFree, finite_or_worst, flat
+from functrain.optim.gradient_free import GradientFree, finite_or_worst
 
 
 class CMAState(NamedTuple):
@@ -80,7 +80,7 @@ class CMAES(GradientFree):
         return stage(self._init, self._update)
 
     def _init(self, params):
-        zero = jnp.zeros_like(flat(params))
+        zero = jnp.zeros_like(along.raveled(params))
         one, sigma = zero + 1, jnp.asarray(self.sigma, zero.dtype)
         if self.covariance == "diagonal":
             return CMAState(jnp.int32(0), sigma, zero, zero, one, (), one)

@@ -32,24 +32,6 @@ class GradientFree(Optimizer):
         """Of the loss, a step, that of the parameters as they are among them."""
 
 
-def flat(params: Any) -> jax.Array:
-    """The numbers of a tree in a row [n], in at least float32; `placed` is the way back.
-
-    >>> flat({"a": jnp.ones(1), "b": jnp.zeros((1, 2))}).tolist()
-    [1.0, 0.0, 0.0]
-    """
-    return jnp.concatenate([tree.wide(p).ravel() for p in jax.tree.leaves(params)])
-
-
-def placed(numbers: jax.Array, params: Any) -> Any:
-    """A tree like the parameters, of their dtypes, of numbers [n].
-
-    >>> placed(jnp.arange(3.0), {"a": jnp.ones(1, "bfloat16"), "b": jnp.zeros((1, 2))})["a"].dtype
-    dtype(bfloat16)
-    """
-    return jax.tree.map(lambda x, p: x.astype(p.dtype), along.shaped(numbers, params), params)
-
-
 def finite_or_worst(losses: jax.Array) -> jax.Array:
     """Losses, infinite where they are not a number: those rank worst."""
     return jnp.where(jnp.isnan(losses), jnp.inf, losses)
@@ -108,7 +90,7 @@ class SimulatedAnnealing(GradientFree):
         """The walk."""
 
         def init(params):
-            dtype = flat(params).dtype
+            dtype = along.raveled(params).dtype
             return AnnealingState(*(jnp.asarray(x, dtype) for x in (self.temperature, self.sigma, 0.0)))
 
         def update(gradients, state, params, *, objective, value, key, **_):
@@ -196,7 +178,7 @@ class ParticleSwarm(GradientFree):
         """The swarm."""
 
         def init(params):
-            place = flat(params)
+            place = along.raveled(params)
             rest = jnp.zeros((self.population, place.size), place.dtype)
             worst = jnp.full(self.population, jnp.inf, place.dtype)
             return SwarmState(jnp.int32(0), rest + place, rest, rest + place, worst)
@@ -214,7 +196,7 @@ class ParticleSwarm(GradientFree):
             x, v, bests = state.positions, state.velocities, state.bests
 
             def losses_at(places):
-                losses = along.in_blocks(lambda p: objective.value(placed(p, params))[0], places, self.block)
+                losses = along.in_blocks(lambda p: objective.value(along.placed(p, params))[0], places, self.block)
                 return finite_or_worst(losses).astype(x.dtype)
 
             new, old = losses_at(x), losses_at(bests) if self.reevaluate else state.losses
@@ -223,8 +205,8 @@ class ParticleSwarm(GradientFree):
             best = jnp.argmin(losses)
             r, s = (jax.random.uniform(key, x.shape, x.dtype) for key in (own, social))
             v = self.inertia * v + self.cognitive * r * (bests - x) + self.social * s * (bests[best] - x)
-            place = jnp.where(jnp.isfinite(losses[best]), bests[best], flat(params))
-            updates = along.shaped(place - flat(params), params)
+            place = jnp.where(jnp.isfinite(losses[best]), bests[best], along.raveled(params))
+            updates = along.shaped(place - along.raveled(params), params)
             return updates, SwarmState(state.count + 1, x + v, v, bests, losses)
 
         return stage(init, update)

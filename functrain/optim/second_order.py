@@ -14,6 +14,7 @@ from jax import lax
 
 from functrain import tree
 from functrain.autodiff.curvature.operators import Operator, gauss_newton, hessian
+from functrain.autodiff.directions import moved
 from functrain.config import ConfigError, NonNegative, Positive, Size, configclass, off
 from functrain.optim.base import Optimizer, stage, take
 from functrain.optim.subproblem import Solved, conjugate_gradients, exact
@@ -94,11 +95,6 @@ def _gain(before: Any, after: Any, said: Any) -> Any:
     return jnp.where(jnp.isfinite(after), share, -1)
 
 
-def _moved(params: Any, operator: Operator, step: jax.Array) -> Any:
-    """The parameters after a flat step."""
-    return jax.tree.map(lambda p, s: (p + s).astype(p.dtype), params, operator.unravel(step))
-
-
 @configclass
 class Newton(SecondOrder):
     """Newton's method in a trust region: the least of a quadratic model within a radius that follows its success.
@@ -148,7 +144,7 @@ class Newton(SecondOrder):
                 )
             d = solved.step
             said = -(g @ d + d @ operator.flat(d) / 2)
-            share = _gain(value + self.penalty(params), f(_moved(params, operator, d)), said)
+            share = _gain(value + self.penalty(params), f(moved(params, 1, operator.unravel(d))), said)
             wider = jnp.where((share > 0.75) & solved.boundary, jnp.minimum(2 * radius, self.largest), radius)
             taken = share > 0.15
             found = (jnp.where(share < 0.25, radius / 4, wider), state.growth, solved.products + 1, taken)
@@ -213,7 +209,7 @@ class GaussNewton(SecondOrder):
                 solved = conjugate_gradients(damped.flat, g, tolerance=tolerance, iterations=self.iterations)
             d = solved.step
             said = -(g @ d + d @ operator.flat(d) / 2)
-            share = _gain(value + self.penalty(params), f(_moved(params, operator, d)), said)
+            share = _gain(value + self.penalty(params), f(moved(params, 1, operator.unravel(d))), said)
             taken = share > 0
             damping = state.size * jnp.where(taken, jnp.maximum(1 / 3, 1 - (2 * share - 1) ** 3), state.growth)
             growth = jnp.where(taken, 2, 2 * state.growth)
@@ -253,7 +249,7 @@ class NewtonCG(SecondOrder):
             noise = jnp.finfo(g.dtype).eps * jnp.abs(before)
 
             def falls(share):
-                after = f(_moved(params, operator, share * d))
+                after = f(moved(params, share, operator.unravel(d)))
                 return after <= before + 1e-4 * share * slope + noise  # near the end rounding is all there is
 
             def go_on(at):

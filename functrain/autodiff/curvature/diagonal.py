@@ -14,7 +14,9 @@ from jax import lax
 
 from functrain import tree
 from functrain.autodiff import directions as along
+from functrain.autodiff.curvature.examples import score_hessian, shares, summed
 from functrain.autodiff.curvature.operators import Operator
+from functrain.autodiff.taps import example_of
 
 
 def diagonal(operator: Operator, *, block: int = 16) -> Any:
@@ -63,41 +65,27 @@ def gauss_newton_diagonal(
     >>> gauss_newton_diagonal(predict, score, jnp.zeros(2), jnp.array([[1.0, 0.0], [3.0, 2.0]])).tolist()
     [10.0, 4.0]
     """
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(batch)}
-    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
-        found = [jnp.shape(x) for x in jax.tree.leaves(batch)]
-        raise ValueError(f"batch: found shapes {found}; expected arrays of the same first axis, of one example or more")
-    [(n,)] = lengths
-    if mask is not None and jnp.shape(mask) != (n,):
-        raise ValueError(f"mask: found shape {jnp.shape(mask)}; expected {(n,)}, one for each example")
-    weights = jnp.ones(n) if mask is None else tree.wide(mask)
-    block = min(block, n)
-    blocks = -(-n // block)
-    # The last block is filled with real examples, which weigh nothing: what a model makes of zeros is unknown.
-    rows = jnp.minimum(jnp.arange(blocks * block), n - 1).reshape(blocks, block)
-    share = (jnp.where(jnp.arange(blocks * block) < n, weights[rows.ravel()], 0) / weights.sum()).reshape(rows.shape)
+    example_of(batch)
+    weights = shares(mask, (len(jax.tree.leaves(batch)[0]),))
 
     def of_example(example, weight):
         outputs, pull = jax.vjp(lambda p: predict(p, example), params)
-        values, vectors = jnp.linalg.eigh(_curvature(lambda y: score(y, example), outputs))
+        values, vectors = jnp.linalg.eigh(score_hessian(score, outputs, example))
 
         def add(total, each):
             value, vector = each
-            [gradient] = pull(_like(vector, outputs))
+            [gradient] = pull(along.placed(vector, outputs))
             return jax.tree.map(
                 lambda t, g: t + value.astype(t.dtype) * jnp.square(g.astype(t.dtype)), total, gradient
             ), None
 
         return lax.scan(add, zeros, (weight.astype(values.dtype) * values, vectors.T))[0]
 
-    def of_block(total, each):
-        rows, share = each
-        examples = jax.tree.map(lambda x: jnp.asarray(x)[rows], batch)
-        found = jax.vmap(of_example)(examples, share)
-        return jax.tree.map(lambda t, x: t + x.sum(0), total, found), None
+    def of_block(examples, weights):
+        return jax.tree.map(lambda x: x.sum(0), jax.vmap(of_example)(examples, weights))
 
     zeros = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), tree.wide(p).dtype), params)
-    return lax.scan(of_block, zeros, (rows, share))[0]
+    return summed(of_block, batch, weights, block)
 
 
 class Estimated(NamedTuple):
@@ -142,13 +130,3 @@ def hutchinson_diagonal(operator: Operator, key: jax.Array, samples: int) -> Est
     counts, keys = jnp.arange(1, samples + 1), jax.random.split(key, samples)
     (mean, squares), _ = lax.scan(add, (zeros, zeros), (counts, keys))
     return Estimated(mean, jax.tree.map(lambda s: jnp.sqrt(s / (samples * (samples - 1))), squares))
-
-
-def _curvature(score, outputs):
-    """The Hessian of a score by all numbers of the outputs, [C, C], in at least float32."""
-    flat = jnp.concatenate([tree.wide(y).ravel() for y in jax.tree.leaves(outputs)])
-    return jax.hessian(lambda flat: tree.wide(score(_like(flat, outputs))))(flat)
-
-
-def _like(flat, outputs):
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), along.shaped(flat, outputs), outputs)

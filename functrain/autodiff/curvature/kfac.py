@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from functrain import tree
+from functrain.autodiff.curvature.examples import score_hessian, shares, summed
 from functrain.autodiff.taps import Layout, by_example, example_of
 
 Kind = Literal["exact", "mc", "empirical", "inputs"]
@@ -218,7 +218,7 @@ def kfac(
     """
     example_of(batch)
     n = len(jax.tree.leaves(batch)[0])
-    weights = _weights(mask, n)
+    weights = shares(mask, (n,))
     keys = _check(kind, sharing, score, draw, key, samples, n)
 
     def cotangents(outputs, given):
@@ -233,10 +233,12 @@ def kfac(
             one = jax.grad(score)(outputs, example)
         return jax.tree.map(lambda x: x[None], one)
 
-    def factors(rows, weights):
-        examples, their_keys = jax.tree.map(lambda x: jnp.asarray(x)[rows], (batch, keys))
-        taps = by_example(lambda p, given: predict(p, given[0]), cotangents)(params, (examples, their_keys))
-        curve = jax.vmap(partial(_curvature, score))(taps.outputs, examples) if kind == "exact" else None
+    def factors(given, weights):
+        examples, _ = given
+        taps = by_example(lambda p, given: predict(p, given[0]), cotangents)(params, given)
+        curve = None
+        if kind == "exact" and score is not None:
+            curve = jax.vmap(partial(score_hessian, score))(taps.outputs, examples)
         found = {}
         for path, layer in taps.layers.items():
             a = _inputs(taps.inputs[path], weights, sharing, joint and layer.bias is not None)
@@ -247,16 +249,7 @@ def kfac(
         return found
 
     static: list[Any] = []
-    block = min(block, n)
-    rows = jnp.arange(-(-n // block) * block).reshape(-1, block)
-    # The last block is filled with examples that are there, weighing nothing: what a model makes of zeros is unknown.
-    shares = jnp.where(rows < n, weights[jnp.minimum(rows, n - 1)], 0)
-    rows = jnp.minimum(rows, n - 1)
-    if len(rows) == 1:
-        found = factors(rows[0], shares[0])
-    else:
-        zeros = tree.zeros_like(jax.eval_shape(factors, rows[0], shares[0]))
-        found = lax.scan(lambda total, each: (tree.add(total, factors(*each)), None), zeros, (rows, shares))[0]
+    found = summed(factors, (batch, keys), weights, block)
     layers, others = static[0]
     if not layers:
         raise ValueError(f"found no dense or convolutional layer; expected one or more: {others}")
@@ -288,24 +281,9 @@ def _gradients(g, weights, sharing, curve):
     return (made + made.T) / 2
 
 
-def _curvature(score, outputs, example):
-    """The Hessian [m, m] of the score by the m outputs of an example."""
-    flat, unravel = ravel_pytree(outputs)
-    return jax.hessian(lambda y: score(unravel(y), example))(flat)
-
-
 def _inverse(m, damping):
     eye = jnp.eye(len(m), dtype=m.dtype)
     return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(m + damping * eye), eye)
-
-
-def _weights(mask, n):
-    if mask is None:
-        return jnp.full(n, 1 / n)
-    if jnp.shape(mask) != (n,):
-        raise ValueError(f"mask: found shape {jnp.shape(mask)}; expected {(n,)}, one for each example")
-    mask = tree.wide(mask)
-    return mask / mask.sum()
 
 
 def _check(kind, sharing, score, draw, key, samples, n):

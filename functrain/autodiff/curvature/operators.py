@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from functrain import tree
 from functrain.autodiff import directions as along
+from functrain.autodiff.curvature.examples import shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Operator:
 
     def ravel(self, v: Any) -> jax.Array:
         """A tree as one vector [n]: its leaves in the order of jax.tree.leaves, each in C order."""
-        return jnp.concatenate([jnp.ravel(x).astype(self.dtype) for x in jax.tree.leaves(v)])
+        return along.raveled(v)
 
     def unravel(self, flat: jax.Array) -> Any:
         """A vector [n] as a tree, in at least float32."""
@@ -189,7 +190,7 @@ def fisher(
     if len(shapes) != 1 or len(batch := shapes.pop()) != batch_axes:
         found = [leaf.shape for leaf in jax.tree.leaves(outputs)]
         raise ValueError(f"batch_axes {batch_axes}: found outputs {found}; expected that all lead with the same axes")
-    weights = _weights(mask, batch)
+    weights = shares(mask, batch)
     drawn = jax.vmap(lambda k: draw(k, outputs))(jax.random.split(key, samples))
 
     def project(g, u):
@@ -227,7 +228,7 @@ def empirical_fisher(losses: Callable[[Any], jax.Array], params: Any, *, mask: A
     values, push, pull = _linearised(losses, params)
     if not hasattr(values, "shape"):
         raise ValueError(f"losses: found {jax.tree.structure(values)}; expected one array")
-    weights = _weights(mask, values.shape)
+    weights = shares(mask, values.shape)
     return Operator(lambda v: pull((weights * push(v)).astype(values.dtype)), _shapes(params))
 
 
@@ -279,16 +280,6 @@ def _linearised(function, params):
     _floats(outputs, "output")
     transposed = jax.linear_transpose(push, params)
     return outputs, push, lambda u: transposed(u)[0]
-
-
-def _weights(mask, shape):
-    """What each example counts in a mean, of that shape; or one number for all."""
-    if mask is None:
-        return 1.0 / math.prod(shape)
-    if jnp.shape(mask) != shape:
-        raise ValueError(f"mask: found shape {jnp.shape(mask)}; expected {shape}, one for each example")
-    mask = tree.wide(mask)
-    return mask / mask.sum()
 
 
 def _shapes(params):

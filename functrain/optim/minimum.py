@@ -77,20 +77,19 @@ def minimise(
         return penalised(goal)(learner.trained(params))
 
     @jax.jit
-    def look(params):
-        value, gradients = jax.value_and_grad(whole)(params)
-        return value, tree.norm(gradients)
-
-    @jax.jit
     def take(player, i):
-        return learner.update(loss, player, {}, batch, key=jax.random.fold_in(jax.random.key(0), i))[0]
+        """(the loss, its gradient's norm, the player after a step): XLA computes what both need once."""
+        value, gradients = jax.value_and_grad(whole)(player.params)
+        after, _, _ = learner.update(loss, player, {}, batch, key=jax.random.fold_in(jax.random.key(0), i))
+        return value, tree.norm(gradients), after
 
-    value, slope = look(params)
-    values = [float(value)]
-    while slope > tolerance and len(values) <= steps:
-        player = take(player, len(values) - 1)
-        value, slope = look(player.params)
+    values: list[float] = []
+    while True:
+        value, slope, after = take(player, len(values))
         values.append(float(value))
+        if slope <= tolerance or len(values) > steps:
+            break
+        player = after
     end = player.params
     point = stationary(whole, end, jax.random.key(1), tolerance=tolerance) if classify else None
     return Minimum(end, values[-1], float(slope), len(values) - 1, np.array(values), bool(slope <= tolerance), point)
