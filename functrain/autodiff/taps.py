@@ -22,6 +22,7 @@ from jax.extend import core
 from functrain import _compat, tree
 from functrain.autodiff.kernels import Layer, Layout, Step, Value, layers_of
 from functrain.autodiff.traces import INLINE
+from functrain.layers import forms
 from functrain.precision.equations import bind
 
 __all__ = ["ExampleTaps", "Layer", "Layout", "Program", "Taps", "by_example", "example_of", "tapped"]
@@ -156,17 +157,18 @@ class Program:
         for path, leaf in zip(self._paths, leaves):
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise ValueError(f"{path or 'parameters'}: found {jnp.result_type(leaf)}; expected floats")
-        forms = []
+        out_forms = []
 
         def flat(*leaves):
             params, args = jax.tree.unflatten(form, leaves)
             outputs, out_form = jax.tree.flatten(f(params, *args))
-            forms.append(out_form)
+            out_forms.append(out_form)
             return outputs
 
-        closed = jax.make_jaxpr(flat)(*leaves)
+        with forms.using(**forms.PLAIN):
+            closed = jax.make_jaxpr(flat)(*leaves)
         jaxpr, consts = _compat.live_jaxpr(closed, keep_inputs=True), _compat.opened(closed)[1]
-        self._form = forms[-1]
+        self._form = out_forms[-1]
         self._constants: dict[Value, Any] = {}
         self._steps: list[Step] = []
         self._given = [Value(v.aval) for v in jaxpr.invars]

@@ -23,6 +23,7 @@ from jax import lax
 from jax.extend import core, source_info_util
 
 from functrain import _compat, tree
+from functrain.layers import forms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,8 @@ def trace(f: Callable[..., Any], *, keep: bool = True) -> Callable[..., Trace]:
 
     def traced(*args) -> Trace:
         leaves, form = jax.tree.flatten(args)
-        closed = jax.make_jaxpr(lambda *leaves: f(*jax.tree.unflatten(form, leaves)))(*leaves)
+        with forms.using(**forms.PLAIN):
+            closed = jax.make_jaxpr(lambda *leaves: f(*jax.tree.unflatten(form, leaves)))(*leaves)
         consts = _compat.opened(closed)[1]
         jaxpr = _compat.live_jaxpr(closed, keep_inputs=True)
         outputs: list[Any] = [v.aval for v in jaxpr.outvars]

@@ -216,8 +216,10 @@ def dot_product(
     keys, kv_heads = k.shape[1:3]
     _check_heads(heads, kv_heads)
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, features)
-    logits = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=wide)
+    # Heads first, so that both products are plain batches of matrices: else the weights are what XLA transposes.
+    q_heads = q.reshape(batch, queries, kv_heads, -1, features).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    logits = jnp.einsum("bhgqd,bhkd->bhgqk", q_heads, k, preferred_element_type=wide)
     logits = logits * jnp.asarray(features**-0.5 if scale is None else scale, wide)
     seen = _seen(mask, causal, queries, keys)
     if seen is not None:
@@ -225,7 +227,7 @@ def dot_product(
         logits = jnp.where(seen.reshape(seen.shape[0], *split, *seen.shape[2:]), logits, jnp.finfo(wide).min)
     weights = jax.nn.softmax(logits, -1).astype(v.dtype)
     weights = drop(weights, 0.0 if _off(dropout) else dropout, key=key, train=True)
-    y = jnp.einsum("bhgqk,bkhd->bqhgd", weights, v).reshape(batch, queries, heads, v.shape[-1])
+    y = jnp.einsum("bhgqk,bhkd->bhgqd", weights, v).transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, -1)
     return _blank(y, mask, seen).astype(q.dtype)
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from functrain.layers import initializers
+from functrain.layers import forms, initializers
 
 Padding = str | int | tuple[int | tuple[int, int], ...]
 
@@ -89,6 +89,8 @@ def apply(
     """
     kernel = params["kernel"]
     n, (stride, dilation) = kernel.ndim - 2, per_axis(kernel.ndim - 2, stride=stride, dilation=dilation)
+    if n == 2 and groups == max(stride) == max(dilation) == 1 and _form(kernel, x) == "rows":
+        return _by_rows(params, x, _padding(padding, n, kernel.shape, dilation))
     return _convolve(
         params,
         x,
@@ -218,6 +220,34 @@ def _finish(params, lead, y):
     if "bias" in params:
         y = y + params["bias"]
     return y.reshape(*lead, *y.shape[1:])
+
+
+def _form(kernel, x):
+    """What is faster on a CPU: rows for few outputs of large kernels, whose band is no more than 7 times its kernel."""
+    few = kernel.shape[1] >= 5 and kernel.shape[-1] <= 16 and x.shape[-2] <= 7 * kernel.shape[1]
+    return forms.form("convolution", "rows" if few and forms.on_cpu() else "lax")
+
+
+def _by_rows(params, x, padding):
+    """The convolution with a row of outputs by one product: the rows of x that it sees, by a band of kernels.
+
+    The band holds the kernel once for each place in the row, and zeros: more to multiply, but as one large product.
+    """
+    kernel = params["kernel"]
+    _check(x, kernel, 1)
+    lead, (high, wide, _, outputs) = x.shape[:-3], kernel.shape
+    if padding in ("SAME", "VALID"):
+        padding = lax.padtype_to_pads(x.shape[-3:-1], (high, wide), (1, 1), padding)
+    x = x.astype(kernel.dtype).reshape(math.prod(lead), *x.shape[-3:])
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((start, end, 0) for start, end in padding), (0, 0, 0)])
+    rows, columns = (max(0, size - k + 1) for size, k in zip(x.shape[1:3], (high, wide)))
+    # place[t, u, v]: element t of the kernel is on column u for output v.
+    place = (jnp.arange(wide)[:, None, None] + jnp.arange(columns)) == jnp.arange(x.shape[2])[:, None]
+    band = jnp.einsum("htio,tuv->huivo", kernel, place.astype(kernel.dtype), precision=lax.Precision.HIGHEST)
+    lines = x.reshape(len(x), x.shape[1], -1)
+    seen = jnp.concatenate([lines[:, a : a + rows] for a in range(high)], -1)
+    y = seen @ band.reshape(seen.shape[-1], columns * outputs)
+    return _finish(params, lead, y.reshape(len(x), rows, columns, outputs))
 
 
 def _by_phases(kernel, x, stride, padding, extra, groups):

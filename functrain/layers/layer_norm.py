@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from functrain.layers import forms
+
 
 def init(key: jax.Array | None, features: int, *, bias: bool = True, dtype: Any = float) -> dict[str, jax.Array]:
     """`{"scale": ones [features], "bias": zeros [features]}`; nothing is drawn, so the key may be None."""
@@ -23,7 +25,7 @@ def apply(params: dict[str, jax.Array], x: jax.Array, *, epsilon: Any = 1e-5) ->
     >>> bool(abs(y.mean()) < 1e-6), bool(abs(y.std() - 1) < 1e-4)
     (True, True)
     """
-    h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    h = forms.fenced(x).astype(jnp.promote_types(x.dtype, jnp.float32))
     h = h - h.mean(-1, keepdims=True)
     h = h * lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + epsilon)
     y = h * params["scale"].astype(h.dtype)

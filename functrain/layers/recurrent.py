@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from functrain.layers import initializers, linear
+from functrain.layers import embedding, initializers, linear, lstm
 from functrain.layers.dropout import apply as drop
 
 Cell = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
@@ -97,6 +97,7 @@ def apply(
     x: jax.Array,
     *,
     cell: Cell,
+    table: jax.Array | None = None,
     lengths: jax.Array | None = None,
     initial: dict[str, Any] | None = None,
     dropout: Any = 0.0,
@@ -106,8 +107,10 @@ def apply(
     """All layers over all of a sequence.
 
     Args:
-      x: [batch, length, inputs].
+      x: [batch, length, inputs]; or, with `table`, integers [batch, length].
       cell: that of `init`.
+      table: [count, inputs], an embedding's, whose rows x names. What the gates take from the input is computed once
+        for each row of it: of 65 characters, in place of 2,048 places.
       lengths: [batch] integers, how many places of each row are tokens, from its first; None is all. What stands in the
         others does not matter. As torch's pack_padded_sequence has it: the backward direction starts at the last token.
       initial: the state to start from; None is zeros.
@@ -128,7 +131,8 @@ def apply(
     """
     here = None if lengths is None else jnp.arange(x.shape[1]) < lengths[:, None]
     if here is not None:
-        x = jnp.where(here[..., None], x, 0)  # so that no nan of a place that is none reaches a gradient
+        # So that no nan of a place that is none reaches a gradient.
+        x = jnp.where(here if table is not None else here[..., None], x, 0)
     final = {}
     for i in range(len(params)):
         layer, found, outputs = params[f"layer{i}"], {}, []
@@ -136,8 +140,9 @@ def apply(
             x = drop(x, dropout, key=None if key is None else jax.random.fold_in(key, i), train=train)
         for direction in _directions("backward" in layer):
             start = None if initial is None else initial[f"layer{i}"][direction]
-            y, found[direction] = _run(layer[direction], x, start, here, cell, direction == "backward")
+            y, found[direction] = _run(layer[direction], x, table, start, here, cell, direction == "backward")
             outputs.append(y)
+        table = None
         x, final[f"layer{i}"] = jnp.concatenate(outputs, -1), found
     return x, final
 
@@ -169,19 +174,28 @@ def step(
 
 
 @partial(jax.jit, static_argnames=("cell", "reverse"))
-def _run(params, x, state, here, cell, reverse):
+def _run(params, x, table, state, here, cell, reverse):
     """One layer in one direction: the inputs' part of all gates by one product, the rest place by place.
 
     Traced once for layers of one shape; called outside of a program, compiled once, where a scan would be each time.
     """
-    _check(params, x, cell)
-    kernel = params["hidden"]["kernel"]
+    kernel, outside = params["hidden"]["kernel"], partial(linear.apply, params["input"])
+    _check(params, x if table is None else table, cell)
+    gates = outside(x) if table is None else embedding.apply({"table": outside(table)}, x)
     if state is None:
         state = init_state(len(x), len(kernel), cell=cell, dtype=kernel.dtype)["layer0"]["forward"]
-    gates = jnp.swapaxes(linear.apply(params["input"], x), 0, 1)
+    gates = jnp.swapaxes(gates, 0, 1)
     state = jax.tree.map(
         lambda s: s.astype(jnp.promote_types(jnp.promote_types(s.dtype, jnp.float32), kernel.dtype)), state
     )
+
+    places = None if here is None else here.T[..., None]
+    if cell == "lstm":
+        wide = state["h"].dtype
+        gates = gates.astype(wide) + params["hidden"].get("bias", jnp.zeros((), kernel.dtype)).astype(wide)
+        state, y = lstm.recur(gates, kernel, state, places, reverse)
+        y = y.astype(kernel.dtype)
+        return jnp.swapaxes(y if places is None else jnp.where(places, y, 0), 0, 1), state
 
     def advance(before, given):
         gates, here = given
@@ -192,7 +206,7 @@ def _run(params, x, state, here, cell, reverse):
             after = jax.tree.map(lambda a, b: jnp.where(here, a, b), after, before)
         return after, y
 
-    state, y = lax.scan(advance, state, (gates, None if here is None else here.T[..., None]), reverse=reverse)
+    state, y = lax.scan(advance, state, (gates, places), reverse=reverse)
     return jnp.swapaxes(y, 0, 1), state
 
 

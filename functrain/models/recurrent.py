@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from functrain.config import ConfigError, Count, Fraction, Size, configclass
+from functrain.config import ConfigError, Count, Fraction, Size, configclass, off
 from functrain.layers import dropout, embedding, linear, recurrent
 from functrain.models.base import fitted
 
@@ -105,12 +105,13 @@ class Recurrent:
             x, lengths, back = jnp.take_along_axis(x, front, 1), real.sum(1), jnp.argsort(front, axis=1)
             packed = (real & (segments != segments.max(1, keepdims=True))).any(1)
 
-        with jax.named_scope("tokens"):
-            h = embedding.apply(params["tokens"], x)
-        h = self._drop(h, keys[0], train)
-        given = {"cell": self.cell, "lengths": lengths, "initial": state.get("cells")}
+        h, table = x, params["tokens"]["table"]
+        if len(table) >= x.size or (train and not off(self.dropout)):
+            with jax.named_scope("tokens"):
+                h, table = self._drop(embedding.apply(params["tokens"], x), keys[0], train), None
+        given = {"table": table, "lengths": lengths, "initial": state.get("cells"), "dropout": self.dropout}
         with jax.named_scope("cells"):
-            h, cells = recurrent.apply(params["cells"], h, dropout=self.dropout, key=keys[1], train=train, **given)
+            h, cells = recurrent.apply(params["cells"], h, cell=self.cell, key=keys[1], train=train, **given)
         if self.pool != "none":
             h = self._pooled(h, cells, lengths)
         elif back is not None:
