@@ -20,10 +20,12 @@ import numpy as np
 from functrain import precise, transfer, tree
 from functrain.augment import AnyAugment
 from functrain.autodiff import DPSGD, AnyEstimator, Reverse
+from functrain.autodiff.remat import compiler_options
 from functrain.config import LARGEST, ConfigError, configclass, kind_table, listed, parse
 from functrain.data import AnyData, Augmented, Bucketed, Dataset, InOrder, Stream, Whole, blocks
 from functrain.data.base import reader
 from functrain.data.feed import as_is
+from functrain.layers import forms
 from functrain.metrics import read, scalar_names, scalars
 from functrain.models import AnyModel, HuggingFace, LoRA
 from functrain.models.base import fill
@@ -34,11 +36,11 @@ from functrain.parallel import batch_placer, device_mesh, replicate
 from functrain.precision import AnyPrecision, Auto, Float32
 from functrain.tasks import AnyTask
 from functrain.tasks.teacher import Teacher, teachers
-from functrain.train import members, state, step
+from functrain.train import members, memory, state, step
 from functrain.train.checkpoint import Checkpoint
 from functrain.train.evaluate import Evaluate, make_evaluate
 from functrain.train.loop import Plan, Train
-from functrain.train.program import Program, compile_program
+from functrain.train.program import Program, compile_program, with_learners
 from functrain.train.trim import trimmed
 
 # pyright: reportInvalidTypeForm=false
@@ -116,6 +118,7 @@ class Built:
     flops: int  # of the matrix products in a step of one member
     monitor: str  # "" where nothing is evaluated
     chosen: precise.Choice | None = None  # of precision.kind = "auto"
+    fit: memory.Fit | None = None  # of train.accumulate = 0
 
     @property
     def batch_size(self) -> int:
@@ -192,15 +195,46 @@ def build(config: Experiment, tell: Callable[[int, int], None] = lambda done, of
     Raises:
       ConfigError: the parts do not fit one another.
     """
+    try:
+        forms.of_environment()
+    except ValueError as error:
+        raise ConfigError(f"FUNCTRAIN_FORMS: {error}") from None
     for name, player in config.players.items():
         if isinstance(player.precision, Auto):
             raise ConfigError(f'players.{name}.precision.kind: "auto" is for a task of one player')
     if not isinstance(config.precision, Auto):
-        return _build(config)
+        return _fitted(_build(config))
     exact = _build(dataclasses.replace(config, precision=Float32()))
     chosen = _search(exact, config.precision, tell)
     built = _build(dataclasses.replace(exact.config, precision=chosen.policy), exact.dataset)
-    return dataclasses.replace(built, chosen=chosen)
+    return _fitted(dataclasses.replace(built, chosen=chosen))
+
+
+def _fitted(built: Built) -> Built:
+    """With the fewest micro-batches that fit the memory there is, where that was left open."""
+    train = built.config.train
+    if train.accumulate:
+        return built
+    if built.config.data is None or hasattr(built.config.task, "whole"):
+        kind = built.config.task.kind
+        raise ConfigError(f"train.accumulate: 0 chooses how a batch of [data] is cut; task.kind = {kind!r} takes none")
+
+    def cut(n):
+        config = dataclasses.replace(built.config, train=dataclasses.replace(train, accumulate=n))
+        return dataclasses.replace(built, config=config, task=with_learners(built.task, accumulate=n))
+
+    def needs(n):
+        one = cut(n)
+        states = jax.eval_shape(lambda: first_states(one, {}))
+        states = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=built.replicated), states)
+        waiting = tree.nbytes(states[1:]) if isinstance(states, tuple) else 0  # members that are not having their turn
+        return _programs(one, states)[0].needs() + waiting
+
+    limit = memory.available(built.mesh.devices.flat[0], train.memory_gb)
+    if not train.memory_gb:  # what is there already is an argument of the step too
+        limit += tree.nbytes(built.feeds["train"].window(0, 1))
+    fit = memory.fewest(needs, built.batch_size, built.mesh.size, limit)
+    return dataclasses.replace(cut(fit.chosen), fit=fit)
 
 
 def _search(built: Built, settings: Auto, tell: Callable[[int, int], None]) -> precise.Choice:
@@ -252,11 +286,26 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
     batch = jax.eval_shape(feeds["train"].batch, window, train_state.step)
     if dataset is not None:
         _check_outputs(config, task, dataset, train_state, batch)
-    step_flops, primitives = flops.count(step.make_step(task), train_state, batch)
+    plain = step.make_step(with_learners(task, remat="none"))  # what is computed twice counts once
+    step_flops, primitives = flops.count(plain, train_state, batch)
+    if config.train.remat != "none":
+        _check_remat(config, task, flops.count(step.make_step(task), train_state, batch)[1])
     config = _program_written_out(config, step_flops, primitives, tree.nbytes(train_state))
     feeds["train"] = _with_room(feeds["train"], config.train, mesh)
     monitor = _monitor(config, task, feeds, train_state)
     return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+
+
+def _check_remat(config: Experiment, task: Any, primitives: set[str]) -> None:
+    """Raises a ConfigError where train.remat would change nothing; primitives: of a step."""
+    remat, model = config.train.remat, config.model
+    kind = f"model.kind = {model.kind!r}" if model is not None else f"task.kind = {config.task.kind!r}"
+    if remat == "offload" and jax.default_backend() == "cpu":
+        raise ConfigError("train.remat: 'offload' is to the host's memory; a CPU has no other: expected none or dots")
+    if not any(learner is not None and learner.optimizer.by_gradient for learner in task.learners.values()):
+        raise ConfigError(f"train.remat: found {remat!r}; no gradient is taken here: leave it out")
+    if not {"checkpoint", "remat", "remat2"} & primitives:
+        raise ConfigError(f"train.remat: found {remat!r}; {kind} has no blocks: expected none, dots, full or offload")
 
 
 def _check_private(config: Experiment) -> None:
@@ -436,7 +485,8 @@ def assemble(config: Experiment, dataset: Dataset | None) -> tuple[Experiment, A
             precision=own.precision or config.precision,
             estimator=own.estimator or config.estimator,
             average=average,
-            accumulate=config.train.accumulate,
+            accumulate=config.train.accumulate or 1,
+            remat=config.train.remat,
             halts=config.train.on_nonfinite == "stop",
             rows=_rows_read(model, optimizer, average) if optimizer.sparse else None,
         )
@@ -504,7 +554,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         batch_size = config.data.batch_size  # pyright: ignore[reportOptionalMemberAccess]
         if batch_size > n:
             raise ConfigError(f"data.batch_size: found {batch_size}; there are {n} training examples")
-        if batch_size % train.accumulate:
+        if batch_size % (train.accumulate or 1):
             raise ConfigError(f"train.accumulate: found {train.accumulate}; it does not divide a batch of {batch_size}")
         epoch = 1 if hasattr(config.task, "whole") else n // batch_size
     steps = train.steps
@@ -523,7 +573,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         train=replace(train, steps=steps, epochs=None, log_every=log_every),
         evaluate=replace(config.evaluate, every=evaluate_every),
         checkpoint=replace(config.checkpoint, every=config.checkpoint.every or max(1, steps // 10)),
-        observe=replace(config.observe, norms_every=config.observe.norms_every or max(1, steps // 20)),
+        observe=replace(config.observe, norms_every=config.observe.norms_every or steps // 20),
         optimizer=config.optimizer.sized(steps),
         average=config.average.sized(steps),
         players={
@@ -710,6 +760,7 @@ def _programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callab
         seen=bool(built.plan.norms_every) and not several,
         watch=precise.watch(task) if built.plan.watch_every and not several else None,
         stacked=stacked,
+        options=compiler_options(jax.default_backend()),
     )
     if stacked:
         program = members.together(program, train.seeds)

@@ -19,4 +19,4 @@ class Observe:
     """Steps between pictures of what the model makes of examples, where its task has some; 0 is at the end alone."""
     norms_every: Count = 0
     """Steps between looks at gradients, updates and parameters by layer (layers.jsonl), a few steps' time each; 0 is a
-    20th of the run."""
+    20th of the run, and none in one of fewer than 20 steps."""

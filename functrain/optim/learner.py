@@ -23,6 +23,7 @@ from jax import lax
 
 from functrain import tree
 from functrain.autodiff import Reverse
+from functrain.autodiff.remat import remat
 from functrain.metrics import Mean
 from functrain.optim import sparse
 from functrain.optim.average import NoAverage
@@ -61,6 +62,7 @@ class Learner:
     estimator: Any = field(default_factory=Reverse)
     average: Any = field(default_factory=NoAverage)
     accumulate: int = 1
+    remat: str = "none"  # what the backward pass keeps (functrain.autodiff.remat)
     halts: bool = False  # whether nothing changes any more after an update that was not finite
     shows: bool = False  # whether metrics carry gradient, update and parameters themselves (functrain.observe.seen)
     rows: Callable[[Any], Mapping[str, jax.Array]] | None = None
@@ -106,7 +108,7 @@ class Learner:
         scale = player.scale and player.scale.value
 
         def at(f):  # as the policy computes it, of trained parameters with the frozen ones beside them as constants
-            computed = self.precision(f)
+            computed = remat(self.precision(f), self.remat)
             return lambda trained, *rest, key: computed(put(trained, player.params), *rest, key=key)
 
         scored = dataclasses.replace(loss, predict=at(loss.predict)) if isinstance(loss, Scored) else None

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 
-from functrain.config import ConfigError, Count, Positive, Size, configclass
+from functrain.autodiff.remat import Remat
+from functrain.config import ConfigError, Count, NonNegative, Positive, Size, configclass
 from functrain.observe.events import LayerSink, Sink
 from functrain.observe.seen import Seen
 from functrain.train.checkpoint import Store, better
@@ -37,8 +38,14 @@ class Train:
     """How many members the run has: seed, seed + 1 ...; results are their mean and standard deviation."""
     members: Literal["auto", "together", "in_turn"] = "auto"
     """Several seeds in one program by vmap, or a dispatch for each; auto goes by the program and the memory."""
-    accumulate: Size = 1
-    """Micro-batches into which a step's batch is cut, to save memory; the gradient is the same."""
+    accumulate: Count = 1
+    """Micro-batches into which a step's batch is cut, to save memory; the gradient is the same. 0 is the fewest that
+    fit the memory there is, found by compiling; written out as their number."""
+    memory_gb: NonNegative = 0.0
+    """What a step may take where accumulate is 0, in 1e9 bytes; 0 is nine tenths of what the device has free."""
+    remat: Remat = "none"
+    """What the way back keeps and what it computes again: none computes nothing again, dots keeps matrix products,
+    blocks what goes from block to block, full nothing but the inputs; offload is dots, kept in the host's memory."""
     chunk: Count = 0
     """Steps in one dispatch; 0 chooses by the FLOPs of a step. The result does not depend on it, bit for bit."""
     loop: Literal["auto", "loop", "step"] = "auto"
@@ -118,12 +125,23 @@ class Best:
 
 @dataclass
 class Seconds:
-    """Where the time of a run went."""
+    """Where the time of a run went.
+
+    PARTS: of `train`, what the host did then; `cpu` apart, they add up to little less than `train`. `dispatch` is
+    waiting too where a backend takes no more steps, as a CPU's does when each is dispatched by itself.
+    """
 
     compile: float = 0.0
     train: float = 0.0
     evaluate: float = 0.0
     checkpoint: float = 0.0
+    data: float = 0.0  # reading what the next steps need
+    dispatch: float = 0.0  # handing steps to the device
+    device: float = 0.0  # waiting for the device, and for its metrics
+    log: float = 0.0  # telling the sinks
+    cpu: float = 0.0  # of all the process's threads, in `train`
+
+    PARTS: ClassVar = ("data", "dispatch", "device", "log", "cpu")
 
 
 @dataclass
@@ -170,6 +188,18 @@ def run(
     ended = "finished"
     clock = time.perf_counter
 
+    def timed(part, f, *args):
+        start = clock()
+        result = f(*args)
+        setattr(seconds, part, getattr(seconds, part) + clock() - start)
+        return result
+
+    def aside(part, f, *args):  # what is no part of `train`
+        cpu = time.process_time()
+        result = timed(part, f, *args)
+        seconds.cpu -= time.process_time() - cpu
+        return result
+
     def tell(step, split, values):
         for sink in sinks:
             sink.scalars(step, split, values)
@@ -183,76 +213,80 @@ def run(
         while len(late) > keep:
             step, waiting = late.popleft()
             if isinstance(waiting, Seen):
-                tell_layers(step, jax.device_get(waiting))
+                timed("log", tell_layers, step, timed("device", jax.device_get, waiting))
             else:
-                tell(step, "train", program.scalars(waiting))
+                timed("log", tell, step, "train", timed("device", program.scalars, waiting))
+
+    def pictures(train_state):
+        with jax.transfer_guard("allow"):  # a task draws with what is at hand
+            paths = draw(program.members(train_state)[0], at)  # pyright: ignore[reportOptionalCall]
+        for sink in sinks:
+            sink.pictures(at, paths)
+
+    def evaluation(train_state):
+        return program.scalars(program.evaluate(train_state))  # pyright: ignore[reportOptionalCall]
+
+    def flush():
+        for sink in sinks:
+            sink.flush()
 
     def save():
-        start = clock()
-        read_late(0)
-        for sink in sinks:
-            sink.flush()  # a checkpoint vouches for every line up to its step
+        flush()  # a checkpoint vouches for every line up to its step
         if store is not None:
             store.save(at, {"state": train_state, "metrics": metrics}, validation if evaluated else {})
-        seconds.checkpoint += clock() - start
 
     if plan.patience and best.stale >= plan.patience:  # a finished run, resumed
         return Outcome(train_state, at, "early")
-    began, before = clock(), seconds.evaluate + seconds.checkpoint
+    began, before, cpu = clock(), seconds.evaluate + seconds.checkpoint, time.process_time()
     with jax.transfer_guard("disallow"):
         while at < plan.steps:
             count = plan.next_stop(at) - at
-            window = program.window(at, count)
-            train_state, metrics, mark = program.advance(train_state, metrics, window, count)
+            window = timed("data", program.window, at, count)
+            train_state, metrics, mark = timed("dispatch", program.advance, train_state, metrics, window, count)
             at += count
             flying.append(mark)
-            if len(flying) > 2 and plan.halts and _any(flying[0]):
+            if len(flying) > 2 and plan.halts and timed("device", _any, flying[0]):
                 break
             if len(flying) > 2:
-                jax.block_until_ready(flying.popleft())
+                timed("device", jax.block_until_ready, flying.popleft())
             if plan.due(plan.log_every, at):
                 late.append((at, metrics))
                 metrics = program.fresh()
                 read_late(1)
             if program.seen is not None and plan.norms_every and at % plan.norms_every == 0 and at < plan.steps:
-                windows = program.window(at, 1), program.window(at + 1, 1)
-                late.append((at, program.seen(train_state, *windows)))
+                windows = [timed("data", program.window, step, 1) for step in (at, at + 1)]
+                late.append((at, timed("dispatch", program.seen, train_state, *windows)))
             if program.watch is not None and plan.watch_every and at % plan.watch_every == 0 and at < plan.steps:
-                late.append((at, program.watch(train_state, program.window(at, 1))))
+                window = timed("data", program.window, at, 1)
+                late.append((at, timed("dispatch", program.watch, train_state, window)))
             if draw is not None and plan.draw_every and at % plan.draw_every == 0 and at < plan.steps:
-                jax.block_until_ready(mark)
-                start = clock()
+                timed("device", jax.block_until_ready, mark)
                 read_late(0)  # a sink is told things in the order of their steps
-                with jax.transfer_guard("allow"):  # a task draws with what is at hand
-                    paths = draw(program.members(train_state)[0], at)
-                for sink in sinks:
-                    sink.pictures(at, paths)
-                seconds.evaluate += clock() - start
+                aside("evaluate", pictures, train_state)
             evaluated = program.evaluate is not None and plan.due(plan.evaluate_every, at)
             improved = False
             if evaluated:
-                jax.block_until_ready(mark)  # so that what is timed is the evaluation
-                start = clock()
+                timed("device", jax.block_until_ready, mark)  # so that what is timed is the evaluation
                 read_late(0)
-                validation = program.scalars(program.evaluate(train_state))  # pyright: ignore[reportOptionalCall]
-                seconds.evaluate += clock() - start
-                tell(at, "validation", validation)
+                validation = aside("evaluate", evaluation, train_state)
+                timed("log", tell, at, "validation", validation)
                 improved = best.see(at, validation)
                 if plan.patience and best.stale >= plan.patience:
                     ended = "early"
             if stop is not None and stop.requested and at < plan.steps:
                 ended = "stopped"
             if improved or ended != "finished" or plan.due(plan.checkpoint_every, at):
-                save()
+                read_late(0)
+                aside("checkpoint", save)
             if ended != "finished":
                 break
-        jax.block_until_ready(train_state)
+        timed("device", jax.block_until_ready, train_state)
         read_late(0)
         if plan.halts and any(map(_any, flying)):
             ended = "nonfinite"
-    for sink in sinks:
-        sink.flush()
+    timed("log", flush)
     seconds.train += clock() - began - (seconds.evaluate + seconds.checkpoint - before)
+    seconds.cpu += time.process_time() - cpu
     return Outcome(train_state, at, ended, validation)
 
 

@@ -1,8 +1,10 @@
 """The compiled parts of a run: what the loop dispatches."""
 
+import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,7 @@ class Program:
     members(tree) -> the train state, or metrics, of each member of the run; mostly there is one.
     scalars(metrics) -> their numbers on the host; of several members, mean and deviation.
     memory: XLA's analysis of `advance`, bytes by name.
+    needs() -> bytes, what the largest of advance, seen and watch takes while it runs, the train state included.
     """
 
     advance: Callable[..., Any]
@@ -44,6 +47,7 @@ class Program:
     members: Callable[[Any], list[Any]] = lambda tree: [tree]
     scalars: Callable[[Any], dict[str, float]] = lambda metrics: scalars(read(metrics))
     memory: dict[str, int] = field(default_factory=dict)
+    needs: Callable[[], int] = lambda: 0
 
 
 def compile_program(
@@ -58,19 +62,22 @@ def compile_program(
     seen: bool = False,
     watch: Callable[[Any, Any], Any] | None = None,
     stacked: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> Program:
     """Compile the steps of a task, ahead of time.
 
     Args:
       task, feed: whose steps, on which batches.
-      train_state: the first one, for its shapes and placement; it is not touched.
+      train_state: the first one, for its shapes and placement; it is not touched, and need not hold arrays.
       loop: "loop", many steps in one program, or "step", a dispatch a step.
       place: cuts a batch over devices.
       sharding: where what the host sends lies; None is the default device.
       evaluate, seen, watch: see Program; `seen` says whether anything is, and `watch` is given the batch.
       stacked: whether the train state has a leading axis of members, and the second part of the window their seeds
         (see functrain.train.members).
+      options: of XLA's compiler, for programs with gradients (see functrain.autodiff.remat).
     """
+    options = dict(options) if options else None
     window = feed.window(0, 1)
     seen = seen and any(learner is not None for learner in task.learners.values())
 
@@ -95,10 +102,10 @@ def compile_program(
 
     if loop == "loop":
         many = over(step.make_chunk(task, feed, place), 0, 0, seeds, None)
-        steps = marked(many).lower(train_state, fresh(), window, on_device(1)).compile()
+        steps = marked(many).lower(train_state, fresh(), window, on_device(1)).compile(options)
     else:
         single = over(step.make_body(task, feed, place), 0, 0, seeds)
-        steps = marked(single).lower(train_state, fresh(), window).compile()
+        steps = marked(single).lower(train_state, fresh(), window).compile(options)
 
     def chunk(train_state, metrics, window, count):
         return steps(train_state, metrics, window, on_device(count))
@@ -109,23 +116,59 @@ def compile_program(
             train_state, metrics, mark = steps(train_state, metrics, window)
         return train_state, metrics, mark
 
-    def watched(train_state, window):
+    def watch_step(train_state, window):
         return watch(train_state, place(feed.batch(window, train_state.step)))  # pyright: ignore[reportOptionalCall]
+
+    # A run needs these some steps later: they are compiled while it trains.
+    shapes = jax.tree.map(_shape, (train_state, window))
+    see_steps = _Later(looking(task, feed, place), (*shapes, shapes[1]), options) if seen else None
+    watched = _Later(jax.jit(watch_step), shapes, options) if watch is not None else None
+
+    def needs():
+        others = [each.program.result() for each in (see_steps, watched) if each is not None]
+        return max(_needs(_memory(each)) for each in (steps, *others))
 
     return Program(
         advance=chunk if loop == "loop" else one_by_one,
         window=feed.window,
         fresh=fresh,
         evaluate=evaluate,
-        seen=looking(task, feed, place).lower(train_state, window, window).compile() if seen else None,
-        watch=jax.jit(watched).lower(train_state, window).compile() if watch is not None else None,
+        seen=see_steps,
+        watch=watched,
         memory=_memory(steps),
+        needs=needs,
     )
+
+
+class _Later:
+    """A function that is compiled in a thread of its own; who calls it waits until it is."""
+
+    def __init__(self, f: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None):
+        context, x64 = contextvars.copy_context(), jax.config.values["jax_enable_x64"]
+
+        def make():
+            with jax.enable_x64(x64):  # jax keeps it by thread
+                return f.lower(*arguments).compile(options)
+
+        self.program = _COMPILING.submit(context.run, make)
+
+    def __call__(self, *arguments):
+        return self.program.result()(*arguments)
+
+
+_COMPILING = ThreadPoolExecutor(1, "compiling")
+
+
+def _shape(x):
+    """What a program is compiled for: the array may be donated before it is."""
+    if not isinstance(x, jax.Array):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=getattr(x, "weak_type", False))
 
 
 def looking(task: Any, feed: Any, place: Callable[[Any], Any] = as_is) -> Callable[[Any, Any, Any], Seen]:
     """`Program.seen`, to be compiled. It takes the two steps that come, and keeps nothing of them but what it saw."""
-    showing = step.make_step(_showing(task))
+    showing = jax.jit(step.make_step(with_learners(task, shows=True)), inline=True)  # traced once for the two steps
     learned = [name for name, learner in task.learners.items() if learner is not None]
 
     def one(train_state, window):
@@ -139,13 +182,13 @@ def looking(task: Any, feed: Any, place: Callable[[Any], Any] = as_is) -> Callab
     return jax.jit(look)
 
 
-def _showing(part):
-    """The task with every learner in it asked to show its arrays."""
+def with_learners(part: Any, **changes: Any) -> Any:
+    """The task with fields of every learner in it changed."""
     if isinstance(part, Learner):
-        return dataclasses.replace(part, shows=True)
+        return dataclasses.replace(part, **changes)
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
-        changed = {n: new for n, v in fields.items() if (new := _showing(v)) is not v}
+        changed = {n: new for n, v in fields.items() if (new := with_learners(v, **changes)) is not v}
         return dataclasses.replace(part, **changed) if changed else part
     return part
 
@@ -154,3 +197,8 @@ def _memory(compiled) -> dict[str, int]:
     analysis = compiled.memory_analysis()
     names = ("argument", "temp", "output", "alias", "generated_code")
     return {name: int(getattr(analysis, f"{name}_size_in_bytes", 0)) for name in names}
+
+
+def _needs(memory: dict[str, int]) -> int:
+    """What a program takes while it runs; results in place of donated arguments count once."""
+    return memory["argument"] + memory["output"] - memory["alias"] + memory["temp"] + memory["generated_code"]
