@@ -126,6 +126,14 @@ def parser() -> argparse.ArgumentParser:
     curvature.add_argument("--steps", type=int, default=0, metavar="N", help="after N steps of training (default: 0)")
     curvature.add_argument("--figure", metavar="PNG", type=Path, help="draw the density into this file")
 
+    profile = commands.add_parser(
+        "profile", help="where the time of a step goes: a trace, and the costliest operations with their source lines"
+    )
+    profile.add_argument("arguments", nargs="+", metavar="CONFIG key=value", help=f"a TOML file; then {override}")
+    profile.add_argument("--steps", type=int, default=20, metavar="N", help="of training, traced (default: 20)")
+    profile.add_argument("--top", type=int, default=10, metavar="N", help="operations that are shown (default: 10)")
+    profile.add_argument("--out", metavar="DIR", type=Path, help="of the trace; else runs/NAME-profile, numbered")
+
     ways = commands.add_parser(
         "compare-estimators", help="what backpropagation buys: one config trained by each estimator, loss against cost"
     )
@@ -412,6 +420,23 @@ def _curvature(given) -> int:
     return 0
 
 
+def _profile(given) -> int:
+    from functrain import profiling
+    from functrain.config import ConfigError
+    from functrain.experiment import build
+    from functrain.observe.console import progress
+
+    if given.top < 1:
+        raise ConfigError(f"--top: found {given.top}; expected at least 1")
+    path, config, console = _opened(given.arguments)
+    built = build(config, progress(console, "precision"))
+    out = given.out or _unused(Path("runs") / f"{path.stem}-profile")
+    found = profiling.profile(built, out, steps=given.steps, tell=progress(console, "profile"))
+    profiling.show(console, found, given.top)
+    print(json.dumps(found.record(given.top)))
+    return 0
+
+
 def _compare_estimators(given) -> int:
     from functrain import comparing, report
     from functrain.observe.console import progress
@@ -513,6 +538,7 @@ _COMMANDS = {
     "check": _check,
     "compare-estimators": _compare_estimators,
     "curvature": _curvature,
+    "profile": _profile,
     "folds": _folds,
     "active": _active,
     "compare": _compare,

@@ -307,7 +307,10 @@ def _finish(
     seconds.evaluate += time.perf_counter() - start
     steps = outcome.step - began_at
     rate = steps / seconds.train if steps and seconds.train > 0 else None
+    examples = rate and rate * built.batch_size * settings.train.seeds
     step_flops = built.flops * settings.train.seeds
+    spent = dataclasses.asdict(seconds)
+    of_train = {part: spent.pop(part) for part in Seconds.PARTS}
     result = {
         "ended": outcome.ended,
         "steps": outcome.step,
@@ -319,12 +322,14 @@ def _finish(
         "parameters": sum(tree.size(p.params) for p in members[0].players.values()),
         "skipped_steps": sum(int(jax.device_get(state.skipped(member))) for member in members),
         "steps_per_s": rate,
-        "examples_per_s": rate and rate * built.batch_size * settings.train.seeds,
+        "examples_per_s": examples,
+        "tokens_per_s": (examples and examples * built.dataset.block) or None,
         "flops_per_step": step_flops,
         "peak_flops_per_s": peak * built.mesh.size,
         "peak_fraction": rate and rate * step_flops / (peak * built.mesh.size),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "seconds": {"import": imported} | dataclasses.asdict(seconds),
+        "seconds": {"import": imported} | spent,
+        "train_seconds": of_train,
     }
     if len(members) == 1 and isinstance(getattr(built.task.learners.get("model"), "optimizer", None), SecondOrder):
         result["point"] = str(stationary_point(built, members[0]))
@@ -444,9 +449,12 @@ def _show_after(console: Console, result: dict[str, Any], out: Path) -> None:
     if result["skipped_steps"]:
         facts["skipped"] = f"{result['skipped_steps']} steps were not finite and changed nothing"
     if result["steps_per_s"]:
-        speed = f"{human(result['examples_per_s'])} examples/s, " if result["examples_per_s"] else ""
+        each = {name: result[f"{name}_per_s"] for name in ("examples", "tokens")}
+        speed = "".join(f"{human(rate)} {name}/s, " for name, rate in each.items() if rate)
         facts["speed"] = f"{human(result['steps_per_s'])} steps/s, {speed}{result['peak_fraction']:.1%} of matmul peak"
     facts["time"] = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
+    *parts, (_, cpu) = result["train_seconds"].items()
+    facts["train"] = ", ".join(f"{name} {duration(s)}" for name, s in parts) + f"; {duration(cpu)} of processors"
     facts["run"] = f"{out}/  (config.toml, metrics.jsonl, result.json, checkpoints/, figures/, tensorboard/)"
     console.print(fact_table(facts))
 

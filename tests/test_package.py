@@ -35,7 +35,7 @@ FLOORS = [
     ["train"],
     ["transfer", "precise"],
     ["experiment"],
-    ["pictures", "checking", "tracing", "curvature", "comparing"],
+    ["pictures", "checking", "tracing", "curvature", "comparing", "profiling"],
     ["runs", "finder"],
     ["trained", "folds"],
     ["active", "report", "fitting", "sampling", "recommending"],

@@ -46,6 +46,27 @@ figures = false
 """
 
 
+LETTERS = """
+[task]
+kind = "language"
+[model]
+kind = "gpt"
+layers = 1
+heads = 1
+width = 8
+[data]
+kind = "text"
+path = "letters.txt"
+block = 16
+batch_size = 4
+[train]
+steps = 4
+[observe]
+tensorboard = false
+figures = false
+"""
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty working directory with small.toml in it."""
@@ -214,6 +235,11 @@ def test_a_run_directory_holds_what_it_should(folder):
     wanted = {"final", "best", "test", "steps", "steps_per_s", "examples_per_s", "flops_per_step", "peak_fraction"}
     assert wanted | {"peak_rss_mb", "skipped_steps", "seconds", "parameters"} <= result.keys()
     assert {"import", "compile", "train", "evaluate", "checkpoint"} == result["seconds"].keys()
+    spent = result["train_seconds"]
+    assert {"data", "dispatch", "device", "log", "cpu"} == spent.keys()
+    assert 0 < sum(spent.values()) - spent["cpu"] <= result["seconds"]["train"]
+    assert spent["cpu"] > 0
+    assert result["tokens_per_s"] is None
     assert result["parameters"] == 64 * 16 + 16 + 16 * 10 + 10
     assert result["flops_per_step"] == 2 * 32 * (3 * (64 * 16 + 16 * 10) - 64 * 16)
     assert 0 < result["peak_fraction"] < 1
@@ -225,6 +251,17 @@ def test_a_run_directory_holds_what_it_should(folder):
     assert all({"step", "split", "loss", "accuracy"} <= e.keys() for e in lines)
     environment = json.loads((out / "environment.json").read_text())
     assert {"functrain", "python", "packages", "devices", "flags", "command"} <= environment.keys()
+
+
+def test_a_run_over_text_tells_tokens(folder, capsys):
+    """Tokens a second are the blocks' tokens; and the parts of the training time are shown in a line."""
+    (folder / "letters.txt").write_text("a rose is a rose is a rose. " * 40)
+    (folder / "letters.toml").write_text(LETTERS)
+    assert main(["train", "letters.toml", "--out", "r"]) == 0
+    result = json.loads((folder / "r" / "result.json").read_text())
+    assert result["tokens_per_s"] == pytest.approx(16 * result["examples_per_s"])
+    shown = [line for line in capsys.readouterr().out.splitlines() if "tokens/s" in line or "dispatch " in line]
+    assert [line.split()[0] for line in shown[-2:]] == ["speed", "train"]
 
 
 def test_tensorboard_holds_scalars_and_norms_by_layer(folder):

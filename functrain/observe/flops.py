@@ -32,7 +32,7 @@ def count(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
         total = _of(f, args, primitives)
     if ("convolution", "rows") in taken:
         with forms.using(**forms.PLAIN):
-            total = _of(getattr(f, "__wrapped__", f), args, set())
+            total = _of(f, args, set())
     return total, primitives
 
 
