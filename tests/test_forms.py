@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functrain.layers import conv, forms, layer_norm, lstm, recurrent
+from functrain.layers import conv, forms, layer_norm, linear, lstm, recurrent
 from functrain.observe import flops
 
 
@@ -82,6 +82,30 @@ def test_flops_are_those_of_the_convolution():
         counted, primitives = flops.count(f, params, x)
         assert counted == 2 * 2 * 28 * 28 * 6 * 25
         assert "conv_general_dilated" not in primitives
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+def test_product_and_all_its_derivatives(float64, lead):
+    """x @ kernel, its gradients, forward derivatives and Hessian products, with any leading axes, under vmap too."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    args = jax.random.normal(keys[0], (*lead, 4)), jax.random.normal(keys[1], (4, 5))
+    others = jax.random.normal(keys[2], (*lead, 4)), jax.random.normal(keys[3], (4, 5))
+
+    def taken(form, take):
+        with forms.using(product=form), forms.noted() as found:
+            values = take(lambda x, w: jnp.sin(linear.product(x, w)).sum())
+        assert ("product", form) in found
+        return values
+
+    for take in (
+        lambda f: f(*args),
+        lambda f: jax.grad(f, (0, 1))(*args),
+        lambda f: jax.jvp(f, args, others),
+        lambda f: jax.jvp(jax.grad(f, (0, 1)), args, others),
+        lambda f: jax.grad(lambda *args: jax.jvp(f, args, others)[1], (0, 1))(*args),
+        lambda f: jax.vmap(lambda s: jax.grad(f, (0, 1))(s * args[0], args[1]))(jnp.array([1.0, 2.0])),
+    ):
+        agree(taken("transposed", take), taken("plain", take))
 
 
 def lstm_by_hand(gates, kernel, state, here, reverse):
@@ -172,10 +196,24 @@ def test_forms_by_hand(monkeypatch):
         assert forms.form("convolution", "rows") == "lax"
         assert forms.form("fence", "on") == "off"
     with (
-        pytest.raises(ValueError, match=r"convolution=fft: expected one of convolution: lax, rows; fence: off, on"),
+        pytest.raises(
+            ValueError,
+            match=r"found convolution=fft; expected of convolution: lax, rows; fence: off, on; product: plain",
+        ),
         forms.using(convolution="fft"),
     ):
         pass
     monkeypatch.setenv("FUNCTRAIN_FORMS", "pooling=fast")
-    with pytest.raises(ValueError, match="form pooling=fast"):
+    with pytest.raises(ValueError, match="found pooling=fast"):
         forms.form("fence", "on")
+
+
+def test_a_wrong_form_ends_a_command(monkeypatch, root, capsys):
+    """In one line, with status 2."""
+    from functrain.cli import main
+
+    monkeypatch.setenv("FUNCTRAIN_FORMS", "convolution=fft")
+    assert main(["inspect", str(root / "configs" / "digits_mlp.toml")]) == 2
+    assert capsys.readouterr().err.startswith(
+        "functrain: FUNCTRAIN_FORMS: found convolution=fft; expected of convolution"
+    )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from functrain.layers import forms, initializers
+from functrain.layers import forms, initializers, linear
 
 Padding = str | int | tuple[int | tuple[int, int], ...]
 
@@ -246,7 +246,7 @@ def _by_rows(params, x, padding):
     band = jnp.einsum("htio,tuv->huivo", kernel, place.astype(kernel.dtype), precision=lax.Precision.HIGHEST)
     lines = x.reshape(len(x), x.shape[1], -1)
     seen = jnp.concatenate([lines[:, a : a + rows] for a in range(high)], -1)
-    y = seen @ band.reshape(seen.shape[-1], columns * outputs)
+    y = linear.product(seen, band.reshape(seen.shape[-1], columns * outputs))
     return _finish(params, lead, y.reshape(len(x), rows, columns, outputs))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from functrain.layers import initializers
+from functrain.layers import initializers, linear
 
 
 def init(
@@ -57,4 +57,4 @@ def attend(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     >>> attend({"table": jnp.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])}, jnp.array([3.0, 4.0])).tolist()
     [3.0, 8.0, 7.0]
     """
-    return x.astype(params["table"].dtype) @ params["table"].T
+    return linear.product(x.astype(params["table"].dtype), params["table"].T)

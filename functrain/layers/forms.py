@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import jax
 from jax import lax
 
-FORMS = {"convolution": ("lax", "rows"), "fence": ("off", "on")}
+FORMS = {"convolution": ("lax", "rows"), "fence": ("off", "on"), "product": ("plain", "transposed")}
 """By name, the ways there are."""
 
-PLAIN = {"convolution": "lax", "fence": "off"}
+PLAIN = {"convolution": "lax", "fence": "off", "product": "plain"}
 """As a person would write each: for looking at a function, and for counting what it computes."""
 
 _forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
@@ -61,7 +61,7 @@ def noted() -> Iterator[set[tuple[str, str]]]:
 
 def form(name: str, rule: str) -> str:
     """The form to take: the one that is forced, or else the rule's."""
-    found = (_of_environment() | (_forced.get() or {})).get(name, rule)
+    found = (of_environment() | (_forced.get() or {})).get(name, rule)
     if (taken := _noted.get()) is not None:
         taken.add((name, found))
     return found
@@ -81,7 +81,12 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _of_environment():
+def of_environment() -> dict[str, str]:
+    """What FUNCTRAIN_FORMS forces.
+
+    Raises:
+      ValueError: no such form.
+    """
     pairs = (pair.partition("=") for pair in os.environ.get("FUNCTRAIN_FORMS", "").split(",") if pair)
     found = {name.strip(): value.strip() for name, _, value in pairs}
     _check(found)
@@ -92,4 +97,4 @@ def _check(forms):
     for name, value in forms.items():
         if value not in FORMS.get(name, ()):
             known = "; ".join(f"{name}: {', '.join(values)}" for name, values in FORMS.items())
-            raise ValueError(f"form {name}={value}: expected one of {known}")
+            raise ValueError(f"found {name}={value}; expected of {known}")

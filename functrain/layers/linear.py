@@ -3,8 +3,9 @@
 from typing import Any
 
 import jax
+from jax import lax
 
-from functrain.layers import initializers
+from functrain.layers import forms, initializers
 
 
 def init(
@@ -36,5 +37,33 @@ def apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     >>> apply(params, jax.numpy.array([3.0, 4.0])).tolist()
     [11.5]
     """
-    y = x.astype(params["kernel"].dtype) @ params["kernel"]
+    y = product(x.astype(params["kernel"].dtype), params["kernel"])
     return y + params["bias"] if "bias" in params else y
+
+
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel: [..., inputs] and [inputs, outputs] -> [..., outputs]; the kernel's gradient has forms of its own.
+
+    >>> product(jax.numpy.ones((3, 2)), jax.numpy.ones((2, 1))).tolist()
+    [[2.0], [2.0], [2.0]]
+    """
+    form = forms.form("product", "transposed" if forms.on_cpu() else "plain")
+    return _transposed(x, kernel) if form == "transposed" else x @ kernel
+
+
+@jax.custom_jvp
+def _transposed(x, kernel):
+    return x @ kernel
+
+
+@_transposed.defjvp
+def _rule(primals, tangents):
+    """The tangent whose transpose is the gradient by the kernel as x^T times dy, with x^T an array of its own.
+
+    XLA on a CPU gives a product by rows with a fast kernel, and one by columns of its left side, which this would be,
+    with a slow one: 77 of 240 GFLOP/s for 128 x 2,048 by 2,048 x 512 on one core.
+    """
+    (x, kernel), (dx, dkernel) = primals, tangents
+    columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    by_kernel = lax.dot_general(columns, dkernel, (((0,), (0,)), ((), ())))
+    return x @ kernel, dx @ kernel + by_kernel.reshape(*x.shape[:-1], kernel.shape[-1])

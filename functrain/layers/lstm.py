@@ -79,7 +79,9 @@ def _rule(reverse, primals, tangents):
 
     # The barrier keeps the transposed matrix as an array, which the transposed loop multiplies by as it lies.
     across = lax.optimization_barrier(kernel.T)
-    outside = dgates + _product(h_before, dkernel)
+    columns = lax.optimization_barrier(h_before.reshape(-1, h_before.shape[-1]).T.astype(kernel.dtype))
+    by_kernel = lax.dot_general(columns, dkernel, (((0,), (0,)), ((), ())))
+    outside = dgates + by_kernel.reshape(dgates.shape).astype(dgates.dtype)
 
     def advance(before, given):
         outside, own, through, f, kept = given

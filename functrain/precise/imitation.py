@@ -1,5 +1,6 @@
 """The gradient of a task with low precision imitated, one program for every choice of dtypes."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functrain.layers import forms
 from functrain.observe import flops
 from functrain.precise.gradient import gradient, relative
 from functrain.precision.emulate import Cost, Unit, emulated
@@ -23,7 +25,14 @@ class _Imitated:
     choice: Any = None
 
     def __call__(self, loss):
-        return emulated(loss, self.units, self.choice, flops.of_equation)
+        imitated = emulated(loss, self.units, self.choice, flops.of_equation)
+
+        @functools.wraps(loss)
+        def plain(*args, **kwargs):  # a form's own derivative would hide the parts that its products belong to
+            with forms.using(**forms.PLAIN):
+                return imitated(*args, **kwargs)
+
+        return plain
 
 
 class Imitation:
