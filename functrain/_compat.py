@@ -5,6 +5,9 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+LOSES_BARRIERS = jax.__version_info__ < (0, 11)
+"""Whether XLA's compiler for CPUs takes out optimization barriers before it fuses and orders operations."""
+
 
 def data_mesh(devices) -> jax.sharding.Mesh:
     """A one-axis mesh named `data`; the axis is Auto (the default of `jax.make_mesh` became Explicit)."""

@@ -573,7 +573,7 @@ def _steps_written_out(config: Experiment, dataset: Dataset | None) -> tuple[Exp
         train=replace(train, steps=steps, epochs=None, log_every=log_every),
         evaluate=replace(config.evaluate, every=evaluate_every),
         checkpoint=replace(config.checkpoint, every=config.checkpoint.every or max(1, steps // 10)),
-        observe=replace(config.observe, norms_every=config.observe.norms_every or steps // 20),
+        observe=replace(config.observe, norms_every=config.observe.norms_every or steps // 20 or steps),
         optimizer=config.optimizer.sized(steps),
         average=config.average.sized(steps),
         players={
@@ -757,7 +757,7 @@ def _programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callab
         place=place,
         sharding=replicated,
         evaluate=evaluate.get("validation"),
-        seen=bool(built.plan.norms_every) and not several,
+        seen=0 < built.plan.norms_every < built.plan.steps and not several,
         watch=precise.watch(task) if built.plan.watch_every and not several else None,
         stacked=stacked,
         options=compiler_options(jax.default_backend()),

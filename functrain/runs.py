@@ -424,6 +424,8 @@ def show_before(console: Console, built: Built) -> None:
         held = [a for part in splits.values() if part for a in part.values() if not isinstance(a, np.memmap)]
         facts["memory"] += f", examples {human(sum(a.nbytes for a in held), 'B')}"
     console.print(fact_table(facts))
+    if built.fit is not None:
+        console.print(str(built.fit), soft_wrap=True)
     if built.chosen is not None:
         show_choice(console, built.chosen)
 

@@ -1,11 +1,13 @@
 """Rematerialisation: the same gradients from less memory; and micro-batches chosen by the memory there is."""
 
+import io
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from helpers import gap, mlp_task
+from rich.console import Console
 from toys import TinyGAN
 
 from functrain import config as configs
@@ -17,6 +19,7 @@ from functrain.experiment import Experiment, batches, build, compile, first_stat
 from functrain.models import GPT, CIFARResNet
 from functrain.optim import Learner
 from functrain.precision import Autocast, BFloat16, autocast
+from functrain.runs import show_before
 from functrain.tasks import Classification, Language
 from functrain.train import memory, state, step
 from functrain.train.program import with_learners
@@ -257,6 +260,8 @@ def test_micro_batches_by_the_memory_there_is():
     assert needs[n] <= limit < min(needs[m] for m in needs if m < n)
     assert list(needs) == [m for m in memory.divisors(840) if m <= n]
     assert str(built.fit).startswith(f"train.accumulate = {n}: micro-batches of {840 // n} need")
+    show_before(Console(file=(told := io.StringIO()), width=80), built)
+    assert str(built.fit) in told.getvalue()
     again = build(built.config)
     assert again.fit is None
     assert again.config == built.config

@@ -394,6 +394,15 @@ def test_resume_refuses_what_may_not_change(folder):
     assert json.loads((folder / "r" / "result.json").read_text())["steps"] == 130
 
 
+def test_a_short_run_goes_on_for_longer(folder):
+    """One of fewer than 20 steps, which looks at no layers, to more than 20."""
+    short = ["observe.figures=true", "train.steps=15", "optimizer.schedule.kind=constant"]
+    assert main(["train", "small.toml", "--out", "r", *short]) == 0
+    assert not (folder / "r" / "layers.jsonl").exists()
+    assert main(["train", "--resume", "r", "train.steps=40"]) == 0
+    assert [json.loads(line)["step"] for line in (folder / "r" / "layers.jsonl").read_text().splitlines()][:1] == [30]
+
+
 def test_the_way_of_dispatch_is_kept_on_resume(folder):
     """A custom model with a convolution: a dispatch a step, written to config.toml, kept by a resumed run, bitwise."""
     (folder / "convolution.py").write_text(CONVOLUTION)

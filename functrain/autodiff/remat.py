@@ -84,12 +84,13 @@ def compiler_options(backend: str) -> dict[str, Any]:
     """Options of XLA's compiler for a program with barriers in it: of remat, and of layers (functrain.layers.forms).
 
     jaxlib 0.10.2's compiler for CPUs takes them out before it fuses operations and decides upon an order: pieces are
-    computed again too early, and nothing is saved. That of 0.12.0 does not need the option.
+    computed again too early, and nothing is saved. That of 0.12.0 does not need the option, and fails with it where a
+    barrier stands in a small loop.
 
     >>> compiler_options("gpu")
     {}
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if backend == "cpu" else {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if backend == "cpu" and _compat.LOSES_BARRIERS else {}
 
 
 class Piece(NamedTuple):
