@@ -368,6 +368,16 @@ def test_looking_changes_nothing(digits, loop):
     assert not none.looks
 
 
+def test_a_look_is_compiled_apart_in_the_same_types(digits, float64):
+    """In another thread, which knows of 64-bit types what this one does."""
+    task, feed = mlp_task(), digits_feed(digits)
+    train_state = start(task)
+    program = compile_program(task, feed, train_state, seen=True)
+    found = program.seen(train_state, program.window(0, 1), program.window(1, 1))
+    assert jax.tree.leaves(train_state.players)[0].dtype == np.float64
+    assert same(found, looking(task, feed)(train_state, program.window(0, 1), program.window(1, 1)))
+
+
 def test_a_look_is_of_the_step_that_comes(digits):
     """That of step 4 is what the fifth update does, with its dropout; the cosine is with the sixth's gradient."""
     task, feed = mlp_task(), digits_feed(digits)
