@@ -441,7 +441,7 @@ def test_what_a_run_leaves(folder, capsys):
     said = capsys.readouterr()
     assert "nan" not in (said.out + said.err).lower()
     assert "  return " in said.out + said.err  # as it trains, beside the losses
-    assert {path.name for path in (folder / "r/figures").glob("*.*")} == {"curves.png", "layers.png", "episode.gif"}
+    assert {path.name for path in (folder / "r/figures").glob("*.*")} == {"curves.png", "episode.gif"}
     assert [path.parent.name for path in (folder / "r/figures").glob("step*/episode.gif")] == ["step00000006"]
     (folder / "x.jsonl").write_text("[1.0, 0.0, 0.5]\n")
     assert main(["predict", "r", "x.jsonl"]) == 0

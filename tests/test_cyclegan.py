@@ -142,7 +142,7 @@ def test_runs(mnist):
     assert all(array == 6 for path, array in pools.items() if path.endswith("kept"))
     assert all(array.any() for array in pools.values())
     figures = mnist / "whole" / "figures"
-    assert {path.name for path in figures.glob("*.png")} == {"curves.png", "layers.png", "there.png", "back.png"}
+    assert {path.name for path in figures.glob("*.png")} == {"curves.png", "there.png", "back.png"}
     assert {path.name for path in (figures / "step00000004").iterdir()} == {"there.png", "back.png"}
     found = trained.evaluate(mnist / "whole")
     assert {"round_trip_accuracy", "translated_accuracy", "cycle_error_x", "cycle_error_other"} <= found.keys()
