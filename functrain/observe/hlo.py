@@ -238,8 +238,13 @@ def part_of(op_name: str) -> tuple[str, bool]:
     ('block0/attention', True)
     >>> part_of("jit(g)/while/body/jit(_threefry_fold_in)/make_step.<locals>.step/add")
     ('', False)
+    >>> part_of("jit(g)/jvp(block0)/linear/jvp(block0)/linear/dot_general")   # inside of a derivative of its own
+    ('block0/linear', False)
     """
     inside = re.sub(r"\bp?jit\([^()]*\)", "", op_name.rpartition("/")[0])
     names = re.sub(r"\w+\(|\)", "/", inside).split("/")
     named = [name for name in names if not _NO_SCOPE.fullmatch(name) and not re.search(r"[.<>]|->|^_", name)]
+    half = len(named) // 2
+    if named[:half] == named[half:]:
+        named = named[:half]
     return "/".join(named), "transpose(" in op_name
