@@ -27,13 +27,21 @@ Name = Literal[
     "tanh",
 ]
 
+
+def _gelu(x):
+    """x (1 + erf(x / sqrt 2)) / 2, 0.74 of the time of jax's own by erfc, which keeps the digits of a 16-bit tail."""
+    if x.dtype in (jax.numpy.float32, jax.numpy.float64):
+        return x * (1 + jax.lax.erf(x * 0.5**0.5)) * 0.5
+    return jax.nn.gelu(x, approximate=False)
+
+
 _TABLE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
     "relu": jax.nn.relu,
     "leaky_relu": jax.nn.leaky_relu,  # slope 0.01 below zero
     "elu": jax.nn.elu,
     "selu": jax.nn.selu,
-    "gelu": lambda x: _gelu(x),
+    "gelu": _gelu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
     "mish": jax.nn.mish,
@@ -41,13 +49,6 @@ _TABLE: dict[str, Callable[[jax.Array], jax.Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "tanh": jax.numpy.tanh,
 }
-
-
-def _gelu(x):
-    """x (1 + erf(x / sqrt 2)) / 2, 0.74 of the time of jax's own by erfc, which keeps the digits of a 16-bit tail."""
-    if x.dtype in (jax.numpy.float32, jax.numpy.float64):
-        return x * (1 + jax.lax.erf(x * 0.5**0.5)) * 0.5
-    return jax.nn.gelu(x, approximate=False)
 
 
 def by_name(name: str) -> Callable[[jax.Array], jax.Array]:

@@ -58,12 +58,19 @@ def _transposed(x, kernel):
 
 @_transposed.defjvp
 def _rule(primals, tangents):
-    """The tangent whose transpose is the gradient by the kernel as x^T times dy, with x^T an array of its own.
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return x @ kernel, dx @ kernel + by_kernel(x, dkernel)
+
+
+def by_kernel(x: jax.Array, dkernel: jax.Array) -> jax.Array:
+    """x @ dkernel, for tangents: its transpose is the gradient x^T dy, with x^T an array of its own.
 
     XLA on a CPU gives a product by rows with a fast kernel, and one by columns of its left side, which this would be,
     with a slow one: 77 of 240 GFLOP/s for 128 x 2,048 by 2,048 x 512 on one core.
+
+    >>> by_kernel(jax.numpy.ones((3, 2)), jax.numpy.ones((2, 1))).tolist()
+    [[2.0], [2.0], [2.0]]
     """
-    (x, kernel), (dx, dkernel) = primals, tangents
     columns = lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-    by_kernel = lax.dot_general(columns, dkernel, (((0,), (0,)), ((), ())))
-    return x @ kernel, dx @ kernel + by_kernel.reshape(*x.shape[:-1], kernel.shape[-1])
+    product = lax.dot_general(columns, dkernel, (((0,), (0,)), ((), ())))
+    return product.reshape(*x.shape[:-1], dkernel.shape[-1])

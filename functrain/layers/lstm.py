@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from functrain.layers import linear
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def recur(
@@ -79,9 +81,7 @@ def _rule(reverse, primals, tangents):
 
     # The barrier keeps the transposed matrix as an array, which the transposed loop multiplies by as it lies.
     across = lax.optimization_barrier(kernel.T)
-    columns = lax.optimization_barrier(h_before.reshape(-1, h_before.shape[-1]).T.astype(kernel.dtype))
-    by_kernel = lax.dot_general(columns, dkernel, (((0,), (0,)), ((), ())))
-    outside = dgates + by_kernel.reshape(dgates.shape).astype(dgates.dtype)
+    outside = dgates + linear.by_kernel(h_before.astype(kernel.dtype), dkernel).astype(dgates.dtype)
 
     def advance(before, given):
         outside, own, through, f, kept = given
