@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from scan_baseline import Baseline
 
+from functrain.building import build
+from functrain.built import compile
 from functrain.data import dataset, order
 from functrain.data.base import Source
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.models import MLP
 from functrain.observe import Observe
 from functrain.optim import Adam

@@ -16,7 +16,9 @@ from pathlib import Path
 import jax
 
 from functrain import config
-from functrain.experiment import Experiment, build, first_state
+from functrain.building import build
+from functrain.built import first_state
+from functrain.experiment import Experiment
 from functrain.train import step
 
 CONFIG = Path(__file__).parent.parent / "configs" / "cifar10_resnet20.toml"

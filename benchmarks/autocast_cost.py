@@ -27,8 +27,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from functrain.building import build
+from functrain.built import first_state
 from functrain.config import parse, read
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment
 from functrain.train import step
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -33,8 +33,10 @@ from pathlib import Path
 import jax
 import matplotlib
 
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import parse, read
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 
 SEEDS = (1, 8, 64)
 MEMBERS = {"functrain, together": "together", "functrain, in turn": "in_turn"}

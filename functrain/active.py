@@ -23,9 +23,10 @@ from rich.table import Table
 
 from functrain import config as configs
 from functrain import runs, trained
+from functrain.building import build
 from functrain.config import ConfigError
 from functrain.data import FewLabels
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 from functrain.observe import figures
 from functrain.tasks import Classification
 from functrain.train.stop import Stop

@@ -7,8 +7,10 @@ import jax
 
 from functrain import precise
 from functrain.autodiff.check import Checked, gradient_check
+from functrain.building import build
+from functrain.built import batches, first_state
 from functrain.config import ConfigError
-from functrain.experiment import Experiment, batches, build, first_state
+from functrain.experiment import Experiment
 from functrain.optim import AdamW
 from functrain.precise.gradient import check_one_player
 from functrain.precision import Float32

@@ -329,7 +329,7 @@ def _export(given) -> int:
 
 def _inspect(given) -> int:
     from functrain import report
-    from functrain.experiment import build
+    from functrain.building import build
 
     report.check_figure(given.figure)
     report.check_figure(given.examples, "--examples")
@@ -352,7 +352,7 @@ def _find_rate(given) -> int:
 
 def _precision(given) -> int:
     from functrain import report, runs
-    from functrain.experiment import build
+    from functrain.building import build
     from functrain.observe.console import progress
 
     report.check_figure(given.figure)
@@ -389,7 +389,7 @@ def _finite(x: float) -> float | None:
 def _trace(given) -> int:
     from functrain import report, tracing
     from functrain.autodiff import drawing
-    from functrain.experiment import build
+    from functrain.building import build
     from functrain.observe.console import progress
 
     report.check_figure(given.page, "--page", ".html")
@@ -407,7 +407,7 @@ def _trace(given) -> int:
 
 def _curvature(given) -> int:
     from functrain import curvature, report
-    from functrain.experiment import build
+    from functrain.building import build
     from functrain.observe.console import progress
 
     report.check_figure(given.figure)
@@ -422,8 +422,8 @@ def _curvature(given) -> int:
 
 def _profile(given) -> int:
     from functrain import profiling
+    from functrain.building import build
     from functrain.config import ConfigError
-    from functrain.experiment import build
     from functrain.observe.console import progress
 
     if given.top < 1:

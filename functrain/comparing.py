@@ -17,8 +17,10 @@ from rich.table import Table
 
 from functrain import tree
 from functrain.autodiff import AnyEstimator, Reverse
+from functrain.building import build
+from functrain.built import Built, Compiled, compile, first_state
 from functrain.config import ConfigError, Source, kind_table, listed, override, parse
-from functrain.experiment import Built, Compiled, Experiment, build, compile, first_state
+from functrain.experiment import Experiment
 from functrain.metrics import read, scalars
 from functrain.observe.comparison_figure import comparison_picture
 from functrain.observe.console import duration, fact_table, human

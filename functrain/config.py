@@ -92,7 +92,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A share: from 0 to 1."""
 Text = Annotated[str, Field(min_length=1)]
 Part = Annotated[SkipJsonSchema[Any], BeforeValidator(_assembled)]
-"""A field that no config text may set: `experiment.build` fills it (a task's model and learner)."""
+"""A field that no config text may set: `building.build` fills it (a task's model and learner)."""
 
 
 def off(number: Any) -> bool:

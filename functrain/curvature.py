@@ -14,8 +14,8 @@ from functrain.autodiff.curvature.density import Density, draw_density, spectral
 from functrain.autodiff.curvature.diagonal import Estimated
 from functrain.autodiff.curvature.operators import Operator, empirical_fisher, gauss_newton, hessian
 from functrain.autodiff.curvature.spectrum import Extremes, Stationary, stationary, top_eigenvalues, trace
+from functrain.built import Built, after, batches
 from functrain.config import ConfigError
-from functrain.experiment import Built, after, batches
 from functrain.observe.console import fact_table
 from functrain.precise.gradient import goal_of
 

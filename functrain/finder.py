@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functrain.building import build
+from functrain.built import first_state
 from functrain.config import ConfigError
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment
 from functrain.metrics import read, scalars
 from functrain.optim import Constant
 from functrain.optim.chain import Chain

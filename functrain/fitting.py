@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from functrain.building import build
+from functrain.built import compile
 from functrain.data import Arrays, dataset
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.metrics import mean_of
 from functrain.models import Pure
 from functrain.observe import Observe

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from functrain.built import Built
 from functrain.data.base import reader
-from functrain.experiment import Built
 from functrain.tasks.base import beside
 
 _EXAMPLES = 16

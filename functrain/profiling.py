@@ -20,9 +20,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from functrain.built import Built, compile
 from functrain.config import ConfigError
 from functrain.data.known import cache_folder
-from functrain.experiment import Built, compile
 from functrain.observe import flops, hlo
 from functrain.observe.console import fact_table, human
 from functrain.observe.device_trace import Trace, busy, read

@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from functrain import config as configs
-from functrain import experiment, tree
+from functrain import tree
 from functrain.augment import AnyAugment, preview
 from functrain.autodiff import AnyEstimator, drawing
 from functrain.autodiff.check import WHOLE, Checked
 from functrain.autodiff.traces import Trace, first_nonfinite
+from functrain.built import Built, after, compile, overfit
+from functrain.built import batches as batches_from
 from functrain.config import ConfigError, kind_table
 from functrain.data import AnyData
 from functrain.data.base import reader
-from functrain.experiment import Built, after, compile, overfit
 from functrain.finder import Found
 from functrain.layers import activations, initializers
 from functrain.models import AnyModel
@@ -207,7 +208,7 @@ def precision(
     if batches < 1 or steps < 0:
         raise ConfigError(f"--batches {batches} --steps {steps}: expected at least 1 and 0")
     policy, train_state = built.config.precision, after(built, steps)
-    found = measure(built.task, train_state, experiment.batches(built, steps, batches), tell)
+    found = measure(built.task, train_state, batches_from(built, steps, batches), tell)
     errors = f"{found.error:.2g} ({policy.kind}), {found.exact:.2g} (float32)"
     console.print(fact_table({"relative error of the gradient": f"{errors}; {batches} batches after {steps} steps"}))
     table = Table(box=None, pad_edge=False, header_style="bold", title="by parameters", title_justify="left")

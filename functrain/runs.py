@@ -29,10 +29,12 @@ from rich.console import Console
 
 from functrain import config as configs
 from functrain import tree
+from functrain.building import build
+from functrain.built import Built, compile
 from functrain.config import ConfigError
 from functrain.curvature import stationary_point
 from functrain.data.known import cache_folder
-from functrain.experiment import MAY_CHANGE, Built, Experiment, build, compile
+from functrain.experiment import MAY_CHANGE, Experiment
 from functrain.metrics import finite, read, scalars
 from functrain.observe import figures, flops
 from functrain.observe.console import (

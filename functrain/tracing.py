@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from functrain.autodiff.traces import Trace, first_nonfinite, trace
+from functrain.built import Built, after, batches
 from functrain.config import ConfigError
-from functrain.experiment import Built, after, batches
 from functrain.precise import loss_of
 
 

@@ -14,9 +14,11 @@ import jax
 import numpy as np
 
 from functrain import transfer
+from functrain.assembly import assemble
+from functrain.building import build, in_order
 from functrain.config import ConfigError
 from functrain.data.dataset import read_npz
-from functrain.experiment import Experiment, assemble, build, in_order
+from functrain.experiment import Experiment
 from functrain.metrics import finite, read, scalars
 from functrain.parallel import replicate
 from functrain.runs import read_config

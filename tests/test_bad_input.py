@@ -22,9 +22,10 @@ import pytest
 import functrain
 from functrain import config as configs
 from functrain import runs
+from functrain.building import build
 from functrain.cli import main
 from functrain.config import ConfigError, Source, parse, read
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 
 ROOT = Path(functrain.__file__).parent.parent
 MODULE = "mistaken_user_code"

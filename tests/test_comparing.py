@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from functrain import comparing, runs
+from functrain.building import build
+from functrain.built import compile as compiled
 from functrain.comparing import compare, of_kind, search
 from functrain.config import ConfigError, parse
-from functrain.experiment import Experiment, build
-from functrain.experiment import compile as compiled
+from functrain.experiment import Experiment
 from functrain.metrics import read, scalars
 from functrain.observe.comparison_figure import spread
 from functrain.optim import CMAES, AdamW, Constant, Cosine

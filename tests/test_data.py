@@ -18,6 +18,7 @@ from conftest import ROOT
 from small_data import idx, write_small_data
 
 import functrain
+from functrain.building import build
 from functrain.cli import main
 from functrain.config import ConfigError, configclass, dump, parse
 from functrain.data import Memory, order
@@ -30,7 +31,7 @@ from functrain.data.images import ImageFolder
 from functrain.data.mixture import Mixture, apportion
 from functrain.data.sources import Npz
 from functrain.data.table import Csv
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 from functrain.models import MLP
 from functrain.tasks import Classification
 from functrain.train.loop import Train

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from functrain import config, tree
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import ConfigError, parse
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.models.deepfm import DeepFM, FactorizationMachine, LogisticRegression, WideDeep, pairwise
 from functrain.train.loop import Best, run
 

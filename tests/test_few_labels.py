@@ -11,11 +11,12 @@ from helpers import assert_equal_runs
 
 from functrain import losses, trained
 from functrain.augment import Crop
+from functrain.building import build
 from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.data import Digits, Npz
 from functrain.data.few_labels import FewLabels
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 from functrain.models import MLP
 from functrain.optim import Learner
 from functrain.tasks import FixMatch, SimCLR

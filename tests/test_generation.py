@@ -10,9 +10,11 @@ import pytest
 from jax.tree_util import Partial
 
 from functrain import config, trained
+from functrain.building import build
+from functrain.built import first_state
 from functrain.cli import main
 from functrain.config import ConfigError
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment
 from functrain.generation import (
     Sampling,
     beam_search,

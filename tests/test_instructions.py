@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from functrain import config, trained
+from functrain.building import build
 from functrain.cli import main
 from functrain.config import ConfigError, dump, parse
 from functrain.data import Bucketed, Instructions, PythonDocstrings
 from functrain.data.tokens import END
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 from functrain.models import GPT
 from functrain.tasks import Language
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from functrain import config, trained
+from functrain.building import build
+from functrain.built import compile
 from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.data import PythonSource, TextFile, Windows, blocks
 from functrain.data.tokens import BPE, Bytes, Characters
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.models import GPT
 from functrain.train.loop import Best, run
 

@@ -9,9 +9,11 @@ import pytest
 from helpers import leaves
 
 from functrain import config
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import ConfigError
 from functrain.data import InOrder, blocks
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.metrics import read
 from functrain.models.bert import BERT
 from functrain.optim import SGD, Learner

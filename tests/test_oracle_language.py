@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from functrain import tree
+from functrain.building import build
+from functrain.built import first_state
 from functrain.config import parse, read
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment
 from functrain.metrics import read as metrics_of
 from functrain.metrics import scalars
 from functrain.train import step

@@ -9,8 +9,10 @@ from torch_vision import torchvision
 
 import functrain
 from functrain import config, transfer
+from functrain.building import build
+from functrain.built import first_states
 from functrain.cli import main
-from functrain.experiment import Experiment, build, first_states
+from functrain.experiment import Experiment
 from functrain.models import torch_layout
 from functrain.train.checkpoint import Directory
 

@@ -16,8 +16,10 @@ from small_data import write_small_data
 
 import functrain
 from functrain import config
+from functrain.building import build
+from functrain.built import compile
 from functrain.cli import main
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.tasks.teacher import teachers
 from functrain.train.loop import Best, run
 
@@ -35,6 +37,9 @@ FLOORS = [
     ["train"],
     ["transfer", "precise"],
     ["experiment"],
+    ["assembly"],
+    ["built"],
+    ["building"],
     ["pictures", "checking", "tracing", "curvature", "comparing", "profiling"],
     ["runs", "finder"],
     ["trained", "folds"],

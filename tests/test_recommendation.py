@@ -14,10 +14,12 @@ from helpers import assert_equal_runs, gap, metrics_of, same, start, train
 from test_ranking import by_hand
 
 from functrain import trained
+from functrain.building import build
+from functrain.built import first_state
 from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.data import Arrays, Dataset, InOrder, Memory, Whole
-from functrain.experiment import Experiment, build, first_state
+from functrain.experiment import Experiment
 from functrain.metrics import read
 from functrain.models import MF, NCF
 from functrain.optim import SGD, Adam, Learner

@@ -14,8 +14,10 @@ from functrain import config as configs
 from functrain import tree
 from functrain.autodiff import DPSGD, SAM, Forward
 from functrain.autodiff.remat import compiler_options, remat
+from functrain.building import build
+from functrain.built import batches, compile, first_state
 from functrain.config import ConfigError
-from functrain.experiment import Experiment, batches, build, compile, first_state
+from functrain.experiment import Experiment
 from functrain.models import GPT, CIFARResNet
 from functrain.optim import Learner
 from functrain.precision import Autocast, BFloat16, autocast

@@ -10,9 +10,11 @@ import pytest
 from flax import struct
 
 from functrain import losses, tree
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import Source, configclass, parse
 from functrain.data import Augmented, Digits, InOrder, Memory
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.metrics import Mean, Rows, join, read, scalars
 from functrain.models import MLP
 from functrain.optim import Learner

@@ -372,7 +372,9 @@ def test_four_devices_give_the_same_run(folder):
 PARTITIONED = """
 import jax
 from functrain import config
-from functrain.experiment import Experiment, build, first_state
+from functrain.building import build
+from functrain.built import first_state
+from functrain.experiment import Experiment
 from functrain.train import step
 
 built = build(config.parse(Experiment, config.read("small.toml")))

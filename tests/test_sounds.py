@@ -11,10 +11,11 @@ import pytest
 from small_data import wav, write_digits_said
 
 from functrain.audio import MFCC, LogMel, MuLaw, Spectrogram, Wave
+from functrain.building import build
 from functrain.config import ConfigError, Source, parse
 from functrain.data.feed import Augmented, Whole
 from functrain.data.sounds import PADDING, JoinedSounds, SoundFiles, read_sound, resampled, write_wav
-from functrain.experiment import Experiment, build
+from functrain.experiment import Experiment
 from functrain.observe import spectrogram_figure
 
 PATTERN = r"(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<take>\d+)\.wav$"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from functrain import config
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import ConfigError
 from functrain.data.questions import Questions
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.tasks.span import Span, answerable, best, types_of
 from functrain.train.loop import Best, run
 

@@ -13,11 +13,13 @@ import pytest
 from helpers import same
 
 from functrain import config
+from functrain.building import build
+from functrain.built import compile
 from functrain.config import LARGEST, ConfigError
 from functrain.data import TokenFile, Windows, blocks
 from functrain.data.token_file import write
 from functrain.data.tokens import BPE, Bytes, Characters
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.train.loop import Best, run
 
 TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of York;\n" * 40

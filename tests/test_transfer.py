@@ -13,8 +13,10 @@ from toys import TinyGAN
 
 import functrain
 from functrain import config, transfer, tree
+from functrain.building import build
+from functrain.built import compile, first_states
 from functrain.cli import main
-from functrain.experiment import Experiment, build, compile, first_states
+from functrain.experiment import Experiment
 from functrain.optim import Learner
 from functrain.tasks import Classification
 from functrain.train import state

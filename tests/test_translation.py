@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from functrain import config, trained
+from functrain.building import build
+from functrain.built import compile
 from functrain.cli import main
 from functrain.config import ConfigError
 from functrain.data import InOrder, ParallelText
 from functrain.data.tokens import BEGIN, END, Sentences
-from functrain.experiment import Experiment, build, compile
+from functrain.experiment import Experiment
 from functrain.metrics import read, scalars, texts_of
 from functrain.metrics.text import scores
 from functrain.models import Transformer

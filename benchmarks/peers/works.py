@@ -10,8 +10,10 @@ import numpy as np
 
 from functrain import config as configs
 from functrain import tree
+from functrain.building import build
+from functrain.built import Built, first_state
 from functrain.data.feed import as_is
-from functrain.experiment import Built, Experiment, build, first_state
+from functrain.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -201,7 +201,7 @@ class Auto(Scaled):
 
     def __call__(self, loss):
         """Never: a config is built with what was chosen."""
-        raise TypeError("precision.kind = 'auto' is chosen by functrain.experiment.build")
+        raise TypeError("precision.kind = 'auto' is chosen by functrain.building.build")
 
     def check(self, params: Any, section: str) -> None:
         """Nothing of the parameters."""

@@ -72,7 +72,7 @@ class Teacher:
 
     @property
     def _model(self):
-        assert self.model is not None  # `experiment.build` fills it
+        assert self.model is not None  # `building.build` fills it
         return self.model.build()
 
 
