@@ -186,10 +186,12 @@ def main(arguments: list[str] | None = None) -> int:
             parser().error(f"unknown argument: {stray[0]}")
         given.arguments += rest
     from functrain.config import ConfigError  # pydantic: a tenth of a second that --help need not wait for
+    from functrain.process import keep_memory
 
     warnings.showwarning = lambda message, *_, **__: print(f"functrain: warning: {message}", file=sys.stderr)
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, to their developers
     try:
+        keep_memory()
         return _COMMANDS[given.command](given)
     except ConfigError as error:
         print("functrain: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error)), file=sys.stderr)

@@ -28,7 +28,7 @@ ROOT = PACKAGE.parent
 
 FLOORS = [
     ["version", "_compat", "config"],
-    ["tree", "custom"],
+    ["tree", "custom", "process"],
     ["metrics", "layers", "audio", "environments"],
     ["losses", "ctc", "als", "precision", "data", "observe", "augment", "boxes", "generation"],
     ["autodiff"],
