@@ -133,13 +133,13 @@ def _build(config: Experiment, loaded: Dataset | None = None) -> Built:
     if dataset is not None:
         _check_outputs(config, task, dataset, train_state, batch)
     plain = step.make_step(with_learners(task, remat="none"))  # what is computed twice counts once
-    step_flops, primitives = flops.count(plain, train_state, batch)
+    counted = flops.count(plain, train_state, batch)
     if config.train.remat != "none":
-        _check_remat(config, task, flops.count(step.make_step(task), train_state, batch)[1])
-    config = _program_written_out(config, step_flops, primitives, tree.nbytes(train_state))
+        _check_remat(config, task, flops.count(step.make_step(task), train_state, batch).primitives)
+    config = _program_written_out(config, counted.flops, counted.primitives, tree.nbytes(train_state))
     feeds["train"] = _with_room(feeds["train"], config.train, mesh)
     monitor = _monitor(config, task, feeds, train_state)
-    return Built(config, task, feeds, mesh, dataset, step_flops, monitor)
+    return Built(config, task, feeds, mesh, dataset, counted.flops, counted.outputs[1], monitor)
 
 
 def _check_remat(config: Experiment, task: Any, primitives: set[str]) -> None:

@@ -44,6 +44,7 @@ class Built:
     mesh: jax.sharding.Mesh
     dataset: Dataset | None
     flops: int  # of the matrix products in a step of one member
+    metrics: Any  # shapes of what such a step counts
     monitor: str  # "" where nothing is evaluated
     chosen: precise.Choice | None = None  # of precision.kind = "auto"
     fit: memory.Fit | None = None  # of train.accumulate = 0
@@ -215,6 +216,9 @@ def programs(built: Built, train_state: Any) -> tuple[Program, dict[str, Callabl
         task,
         feed,
         train_state[0] if several and not stacked else train_state,
+        metrics=jax.tree.map(lambda x: jax.ShapeDtypeStruct((train.seeds, *x.shape), x.dtype), built.metrics)
+        if stacked
+        else built.metrics,
         loop=train.loop,
         place=place,
         sharding=replicated,

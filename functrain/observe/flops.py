@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +17,37 @@ from functrain import _compat
 from functrain.layers import forms
 
 
-def count(f: Callable[..., Any], *args: Any) -> tuple[int, set[str]]:
-    """(FLOPs of the matrix products and convolutions of `f(*args)`, names of all primitives in it).
+class Counted(NamedTuple):
+    """What a function does: FLOPs, the names of all primitives in it, and the shapes of what it gives."""
+
+    flops: int
+    primitives: set[str]
+    outputs: Any
+
+
+def count(f: Callable[..., Any], *args: Any) -> Counted:
+    """FLOPs of the matrix products and convolutions of `f(*args)`, traced for the shapes of its arguments.
 
     A multiply and an add are two. What no output needs is not counted, nor what a form of a layer does beyond the
     convolution that it is (see functrain.layers.forms), though the primitives are those of the form. Of the branches
     of a `cond` the costliest counts; the body of a `while` of unknown length counts once.
 
-    >>> count(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))[0]
-    60
+    >>> count(lambda a, b: a @ b, jnp.ones((2, 3)), jnp.ones((3, 5)))
+    Counted(flops=60, primitives={'dot_general'}, outputs=ShapeDtypeStruct(shape=(2, 5), dtype=float32))
     """
     primitives: set[str] = set()
     with forms.noted() as taken:
-        total = _of(f, args, primitives)
+        total, outputs = _of(f, args, primitives)
     if ("convolution", "rows") in taken:
         with forms.using(**forms.PLAIN):
-            total = _of(f, args, set())
-    return total, primitives
+            total, _ = _of(f, args, set())
+    return Counted(total, primitives, outputs)
 
 
 def _of(f, args, primitives):
     # A function of its own each time: jax keeps what it traced, by function, and not by form.
-    return _flops(_compat.live_jaxpr(jax.make_jaxpr(lambda *args: f(*args))(*args)), primitives)
+    jaxpr, outputs = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*args)
+    return _flops(_compat.live_jaxpr(jaxpr), primitives), outputs
 
 
 def _flops(jaxpr, primitives) -> int:

@@ -140,12 +140,15 @@ class Learner:
             moved = _arrays("update", updates, one) if self.shows else {}
             params = put(optax.apply_updates(old, updates), player.params)
             average = self.average.update(player.average, self.optimizer.weights(optimizer, params))
-            notes = {name: Mean(note * one, one) for name, note in self.optimizer.notes(optimizer).items()}
-            return params, optimizer, average, new_state, metrics | moved | notes
+            return params, optimizer, average, new_state, metrics | noted(optimizer) | moved
+
+        def noted(optimizer):
+            return {name: Mean(note * one, one) for name, note in self.optimizer.notes(optimizer).items()}
 
         # A `cond`, for selecting over parameters and moments would cost 10 to 28 % of a small model's step; around
         # this player alone, for guarding the whole TrainState would copy a replay buffer at each step.
-        nothing = tree.zeros_like(jax.eval_shape(lambda: improve()[-1]))
+        like = (lambda: improve()[-1]) if self.shows else (lambda: metrics | noted(player.optimizer))
+        nothing = tree.zeros_like(jax.eval_shape(like))
         unchanged = (player.params, player.optimizer, player.average, state, nothing)
         params, optimizer, average, state, metrics = lax.cond(finite, improve, lambda: unchanged)
         if self.shows:  # also of a step that is skipped: where its gradient is not finite is what one wants to see

@@ -92,8 +92,8 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
       batch: a dict of arrays [n, ...]; n divisible by `accumulate`.
       key: each micro-batch gets its own, folded from this one.
       accumulate: into how many micro-batches the batch is cut. Each is divided by the count of the *whole*
-        batch, so the sum of their gradients is the gradient of the whole. The counts come from a pass of their
-        own that depends on masks alone: XLA drops all else from it.
+        batch, so the sum of their gradients is the gradient of the whole. Of several, the counts come from a pass
+        of their own that depends on masks alone: XLA drops all else from it.
       scale: the loss scale of float16, or None.
       scored: the loss with model and score apart, where it is not itself a `Scored`.
     """
@@ -114,12 +114,19 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
         shapes = jax.eval_shape(f, params, state, jax.tree.map(lambda x: x[0], micro), key)[0]
         return lax.scan(body, (tree.zeros_like(shapes), state), jnp.arange(accumulate))[0]
 
+    def counted(means):
+        return jax.tree.map(lambda m: lax.stop_gradient(m.count), means, is_leaf=is_metric)
+
     def counts(params):
+        """Of the whole batch; None where one micro-batch is the whole, and its own are meant."""
+        if accumulate == 1:
+            return None
+
         def f(params, state, batch, key):
             means, state, _ = loss(params, state, batch, key=key)
-            return jax.tree.map(lambda m: m.count, means, is_leaf=is_metric), state
+            return counted(means), state
 
-        return jax.tree.map(lax.stop_gradient, over_batches(f, params)[0])
+        return over_batches(f, params)[0]
 
     def share(mean, count):
         """A mean's sum over the whole batch's count; an empty batch has loss 0, not nan."""
@@ -127,6 +134,7 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
 
     def total(means, n):
         """The loss as a number."""
+        n = counted(means) if n is None else n
         return sum(map(share, jax.tree.leaves(means, is_leaf=is_metric), jax.tree.leaves(n)))
 
     def named(means):
@@ -162,13 +170,14 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
 
     def parts(params):
         n = counts(params)
-        if not isinstance(n, dict):
-            raise ConfigError("estimator.kind: it weighs several losses; this task has one")
 
         def f(params, state, batch, key):
             def scalars(params):
                 means, new_state, metrics = loss(params, state, batch, key=key)
-                values = {name: share(mean, n[name]) for name, mean in means.items()}
+                if not isinstance(means, dict):
+                    raise ConfigError("estimator.kind: it weighs several losses; this task has one")
+                whole = counted(means) if n is None else n
+                values = {name: share(mean, whole[name]) for name, mean in means.items()}
                 scaled = values if scale is None else tree.scale(scale, values)
                 return scaled, (values, new_state, metrics | named(means))
 
@@ -186,14 +195,13 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
         carry, means, metrics = per_example.fold(
             loss, params, state, batch, key, consume, carry, block=block, scale=scale
         )
-        n = jax.tree.map(lambda m: m.count, means, is_leaf=is_metric)
-        return carry, total(means, n), (state, metrics | named(means))
+        return carry, total(means, None), (state, metrics | named(means))
 
     def apart(scored: Scored) -> Apart:
-        def counted(outputs, batch):
+        def with_count(outputs, batch):
             """(the score as a number, its count where it is one mean)."""
             means, _ = scored.score(outputs, batch)
-            n = jax.tree.map(lambda m: lax.stop_gradient(m.count), means, is_leaf=is_metric)
+            n = counted(means)
             return jnp.asarray(total(means, n)), n
 
         def predict(params, batch=batch):
@@ -206,15 +214,15 @@ def objective(loss, state, batch, key, *, accumulate: int = 1, scale=None, score
             return jax.tree.map(lambda x: x[0], predict(params, alone(example)))
 
         def score_one(outputs, example):
-            return counted(alone(outputs), alone(example))[0]
+            return with_count(alone(outputs), alone(example))[0]
 
         def weights(params):  # of masks alone: XLA drops all else
-            one = lambda example: counted(alone(predict_one(params, example)), alone(example))[1]  # noqa: E731
+            one = lambda example: with_count(alone(predict_one(params, example)), alone(example))[1]  # noqa: E731
             return jax.vmap(one)(batch)
 
         return Apart(
             predict,
-            lambda outputs: counted(outputs, batch)[0],
+            lambda outputs: with_count(outputs, batch)[0],
             scored.likelihood,
             batch,
             predict_one,

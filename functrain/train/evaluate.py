@@ -1,5 +1,7 @@
 """Evaluation over a whole split: a pure function of the state, summed over batches and divided once."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from functrain.config import Count, Size, configclass
 from functrain.data.feed import InOrder, as_is
 from functrain.metrics import Rows, join
 from functrain.train import hyper as live
+from functrain.train.later import Later, shape
 
 
 @configclass
@@ -29,9 +32,26 @@ class Evaluate:
     """Evaluations in a row without a better one after which the run ends early; 0 is never."""
 
 
-def make_evaluate(
-    task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None
-) -> Callable[[Any], dict[str, Any]]:
+@dataclasses.dataclass
+class Evaluation:
+    """`evaluation(train_state) -> metrics`."""
+
+    run: Callable[[Any], dict[str, Any]]
+    compile: Callable[[Any], None]
+    pending: Later | None = None
+
+    def prepare(self, train_state: Any) -> None:
+        """Have it compiled in a thread of its own, for a state of these shapes; who calls it waits until it is."""
+        self.pending = Later(lambda: self.compile(train_state))
+        self.pending.start()
+
+    def __call__(self, train_state: Any) -> dict[str, Any]:
+        if self.pending is not None:
+            self.pending.result()
+        return self.run(train_state)
+
+
+def make_evaluate(task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None) -> Evaluation:
     """`evaluate(train_state) -> metrics` over every batch of a feed: sums on the device, rows joined on the host.
 
     place, sharding: cuts a batch over devices, and where what the host sends lies.
@@ -44,9 +64,7 @@ def make_evaluate(
     return over_feed(measure, feed, place, sharding)
 
 
-def make_ensemble(
-    task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None
-) -> Callable[[Any], dict[str, Any]]:
+def make_ensemble(task: Any, feed: InOrder, place: Callable[[Any], Any] = as_is, sharding: Any = None) -> Evaluation:
     """`evaluate(train states) -> metrics` of several members as one: their predictions are averaged, then scored.
 
     task: one with `averaged(outputs of each member) -> outputs` beside `answers` and `loss`.
@@ -62,7 +80,7 @@ def make_ensemble(
 
 def over_feed(
     measure: Callable[[Any, Any, Any], dict[str, Any]], feed: InOrder, place: Callable[[Any], Any], sharding: Any
-) -> Callable[[Any], dict[str, Any]]:
+) -> Evaluation:
     """`f(train_state) -> metrics`: the sum of `measure(train_state, batch, i)` over every batch of a feed."""
 
     def batch_metrics(train_state, arrays, i):
@@ -79,7 +97,15 @@ def over_feed(
     def zero(train_state, arrays):
         return tree.zeros_like(jax.eval_shape(batch_metrics, train_state, arrays, np.int32(0))[0])
 
-    zero = jax.jit(zero, out_shardings=sharding)  # traced at the first evaluation alone
+    zero = jax.jit(zero, out_shardings=sharding)
+
+    def compile(train_state):
+        """jax keeps what is compiled for these shapes, and finds it when `evaluate` asks."""
+        arrays = jax.tree.map(shape, feed.arrays)
+        zero.lower(train_state, arrays).compile()
+        put = functools.partial(shape, sharding=sharding)
+        sums = jax.tree.map(put, jax.eval_shape(zero, train_state, arrays))
+        add.lower(sums, train_state, arrays, put(jax.ShapeDtypeStruct((), np.int32))).compile()
 
     def evaluate(train_state):
         sums, rows = zero(train_state, feed.arrays), []
@@ -88,4 +114,4 @@ def over_feed(
             rows.append(new)
         return sums | {name: join([batch[name] for batch in rows]) for name in rows[0]}
 
-    return evaluate
+    return Evaluation(evaluate, compile)

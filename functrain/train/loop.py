@@ -245,6 +245,8 @@ def run(
             train_state, metrics, mark = timed("dispatch", program.advance, train_state, metrics, window, count)
             at += count
             flying.append(mark)
+            if len(flying) == 1:  # the first steps are under way
+                program.prepare()
             if len(flying) > 2 and plan.halts and timed("device", _any, flying[0]):
                 break
             if len(flying) > 2:

@@ -1,10 +1,8 @@
 """The compiled parts of a run: what the loop dispatches."""
 
-import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +15,8 @@ from functrain.metrics import read, scalars
 from functrain.observe.seen import Seen, see, shown
 from functrain.optim import Learner
 from functrain.train import step
+from functrain.train.evaluate import Evaluation
+from functrain.train.later import Later, shape
 from functrain.train.state import skipped
 
 
@@ -36,6 +36,7 @@ class Program:
     scalars(metrics) -> their numbers on the host; of several members, mean and deviation.
     memory: XLA's analysis of `advance`, bytes by name.
     needs() -> bytes, what the largest of advance, seen and watch takes while it runs, the train state included.
+    prepare() has what the run calls later (seen, watch, evaluate) compiled in a thread of its own from here on.
     """
 
     advance: Callable[..., Any]
@@ -48,6 +49,7 @@ class Program:
     scalars: Callable[[Any], dict[str, float]] = lambda metrics: scalars(read(metrics))
     memory: dict[str, int] = field(default_factory=dict)
     needs: Callable[[], int] = lambda: 0
+    prepare: Callable[[], None] = lambda: None
 
 
 def compile_program(
@@ -55,6 +57,7 @@ def compile_program(
     feed: Any,
     train_state: Any,
     *,
+    metrics: Any = None,
     loop: str = "loop",
     place: Callable[[Any], Any] = as_is,
     sharding: Any = None,
@@ -69,6 +72,7 @@ def compile_program(
     Args:
       task, feed: whose steps, on which batches.
       train_state: the first one, for its shapes and placement; it is not touched, and need not hold arrays.
+      metrics: shapes of what a step counts, where they are known; else it is traced for them.
       loop: "loop", many steps in one program, or "step", a dispatch a step.
       place: cuts a batch over devices.
       sharding: where what the host sends lies; None is the default device.
@@ -85,8 +89,9 @@ def compile_program(
         return jax.vmap(f, axes) if stacked else f
 
     seeds = (None, 0)
-    shapes = jax.eval_shape(over(functools.partial(step.zero_metrics, task, feed), 0, seeds), train_state, window)
-    fresh = jax.jit(lambda: tree.zeros_like(shapes), out_shardings=sharding).lower().compile()
+    if metrics is None:
+        metrics = jax.eval_shape(over(functools.partial(step.zero_metrics, task, feed), 0, seeds), train_state, window)
+    fresh = jax.jit(lambda: tree.zeros_like(metrics), out_shardings=sharding).lower().compile()
     on_device = functools.cache(lambda count: jax.device_put(np.int32(count), sharding))
 
     def marked(f):
@@ -119,14 +124,21 @@ def compile_program(
     def watch_step(train_state, window):
         return watch(train_state, place(feed.batch(window, train_state.step)))  # pyright: ignore[reportOptionalCall]
 
-    # A run needs these some steps later: they are compiled while it trains.
-    shapes = jax.tree.map(_shape, (train_state, window))
-    see_steps = _Later(looking(task, feed, place), (*shapes, shapes[1]), options) if seen else None
-    watched = _Later(jax.jit(watch_step), shapes, options) if watch is not None else None
+    # A run needs these some steps later: they are compiled while it trains (`prepare`), or when they are first called.
+    shapes = jax.tree.map(shape, (train_state, window))
+    see_steps = _Late(looking(task, feed, place), (*shapes, shapes[1]), options) if seen else None
+    watched = _Late(jax.jit(watch_step), shapes, options) if watch is not None else None
+
+    late = [each for each in (see_steps, watched) if each is not None]
+
+    def prepare():
+        for each in late:
+            each.program.start()
+        if isinstance(evaluate, Evaluation):
+            evaluate.prepare(shapes[0])
 
     def needs():
-        others = [each.program.result() for each in (see_steps, watched) if each is not None]
-        return max(_needs(_memory(each)) for each in (steps, *others))
+        return max(_needs(_memory(each)) for each in (steps, *(each.program.result() for each in late)))
 
     return Program(
         advance=chunk if loop == "loop" else one_by_one,
@@ -137,33 +149,18 @@ def compile_program(
         watch=watched,
         memory=_memory(steps),
         needs=needs,
+        prepare=prepare,
     )
 
 
-class _Later:
+class _Late:
     """A function that is compiled in a thread of its own; who calls it waits until it is."""
 
     def __init__(self, f: Any, arguments: tuple[Any, ...], options: dict[str, Any] | None):
-        context, x64 = contextvars.copy_context(), jax.config.values["jax_enable_x64"]
-
-        def make():
-            with jax.enable_x64(x64):  # jax keeps it by thread
-                return f.lower(*arguments).compile(options)
-
-        self.program = _COMPILING.submit(context.run, make)
+        self.program = Later(lambda: f.lower(*arguments).compile(options))
 
     def __call__(self, *arguments):
         return self.program.result()(*arguments)
-
-
-_COMPILING = ThreadPoolExecutor(1, "compiling")
-
-
-def _shape(x):
-    """What a program is compiled for: the array may be donated before it is."""
-    if not isinstance(x, jax.Array):
-        return x
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=getattr(x, "weak_type", False))
 
 
 def looking(task: Any, feed: Any, place: Callable[[Any], Any] = as_is) -> Callable[[Any, Any, Any], Seen]:
