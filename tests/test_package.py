@@ -30,7 +30,7 @@ FLOORS = [
     ["version", "_compat", "config"],
     ["tree", "custom", "process"],
     ["metrics", "layers", "audio", "environments"],
-    ["losses", "ctc", "als", "precision", "data", "observe", "augment", "boxes", "generation"],
+    ["losses", "losses_blocked", "ctc", "als", "precision", "data", "observe", "augment", "boxes", "generation"],
     ["autodiff"],
     ["models", "optim", "parallel"],
     ["tasks"],

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from functrain.layers import initializers, linear
+from functrain.layers import forms, initializers, linear
 from functrain.layers.dropout import apply as drop
 from functrain.layers.positions import rotary
 
@@ -167,7 +167,8 @@ def attend(
 
     rate = dropout if train else 0.0
     if fast is None:
-        fast = q.dtype == jnp.bfloat16 and _off(rate)  # in float16 it does not compile for a CPU
+        low = (jnp.bfloat16,) if forms.on_cpu() else (jnp.bfloat16, jnp.float16)  # not compiled for a CPU
+        fast = q.dtype in low and _off(rate)
     if not fast:
         y = dot_product(q, k, v, mask=mask, causal=causal, dropout=rate, key=key)
     elif _off(rate):
@@ -242,8 +243,10 @@ def low_precision(
 ) -> jax.Array:
     """`dot_product` by jax.nn.dot_product_attention, for bfloat16 (and float16, which it does not compile for a CPU).
 
-    Its softmax is always in float32, so in float64 it errs by some 1e-7. Arguments, result and errors are those of
-    `dot_product`, but it drops no weights and v has the features of k.
+    Its softmax is always in float32, so in float64 it errs by some 1e-7. Without a mask, on a GPU of NVIDIA's, it is
+    cuDNN's fused attention (Dao et al. 2022), which holds no weights and has no forward-mode derivative: the form
+    attention=plain has one (see `forms`). Arguments, result and errors are those of `dot_product`, but it drops no
+    weights and v has the features of k.
 
     >>> q = jnp.zeros((1, 1, 1, 2), jnp.bfloat16)
     >>> low_precision(q, q, q + 1).dtype
@@ -251,7 +254,8 @@ def low_precision(
     """
     _check_heads(q.shape[2], k.shape[2])
     if mask is None:
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal)
+        way = "cudnn" if _by_cudnn(q, k, v) else None
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=causal, implementation=way)
     seen = _seen(mask, causal, q.shape[1], k.shape[1])
     return _blank(jax.nn.dot_product_attention(q, k, v, mask=seen, scale=scale), mask, seen)
 
@@ -283,6 +287,16 @@ def init_cache(batch: int, length: int, kv_heads: int, head_features: int, dtype
     """
     shape = (batch, length, kv_heads, head_features)
     return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype), "length": jnp.zeros((), jnp.int32)}
+
+
+def _by_cudnn(q, k, v):
+    """Whether cuDNN computes it: where programs are for its GPUs, and it takes the arrays."""
+    low, features = (jnp.bfloat16, jnp.float16), q.shape[-1]
+    fits = q.dtype == k.dtype == v.dtype and q.dtype in low and features % 8 == 0 and features <= 128
+    chosen = forms.form("attention", "cudnn" if fits and forms.on_cuda() else "plain") == "cudnn"
+    if chosen and not forms.on_cuda():
+        raise ValueError(f"attention=cudnn: it is of NVIDIA's GPUs; programs here are for {jax.default_backend()!r}")
+    return chosen and fits
 
 
 def _remember(cache, k, v, causal):

@@ -11,11 +11,17 @@ from collections.abc import Iterator
 
 import jax
 from jax import lax
+from jax.extend import backend
 
-FORMS = {"convolution": ("lax", "rows"), "fence": ("off", "on"), "product": ("plain", "transposed")}
+FORMS = {
+    "convolution": ("lax", "rows"),
+    "fence": ("off", "on"),
+    "product": ("plain", "transposed"),
+    "attention": ("plain", "cudnn"),
+}
 """By name, the ways there are."""
 
-PLAIN = {"convolution": "lax", "fence": "off", "product": "plain"}
+PLAIN = {"attention": "plain", "convolution": "lax", "fence": "off", "product": "plain"}
 """As a person would write each: for looking at a function, and for counting what it computes."""
 
 _forced: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar("forced", default=None)
@@ -79,6 +85,11 @@ def fenced(x: jax.Array) -> jax.Array:
 def on_cpu() -> bool:
     """Whether programs are for a CPU where nothing else is said."""
     return jax.default_backend() == "cpu"
+
+
+def on_cuda() -> bool:
+    """Whether programs are for a GPU of NVIDIA's where nothing else is said."""
+    return jax.default_backend() == "gpu" and "cuda" in backend.get_backend().platform_version.lower()
 
 
 def of_environment() -> dict[str, str]:

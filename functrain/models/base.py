@@ -16,6 +16,11 @@ params hold a few rows (functrain.optim.sparse).
 
     rows(x)                                              -> {"users/table": integers [batch, ...], ...}
 
+A model of tokens may have a fifth, which with `features` (here [batch, length, features]) lets a loss go by blocks of
+the vocabulary (functrain.losses_blocked): its last layer's own parameters; logits are features @ table.T + bias.
+
+    output_table(params)                                 -> (table [outputs, features], bias [outputs] or None)
+
 A number below 0 there stands for what nothing is known of, and reads zeros (functrain.layers.embedding.known).
 
 The config of a model has two more, which fit it to data and turn it into the model:

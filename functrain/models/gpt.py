@@ -93,6 +93,17 @@ class GPT:
 
         segments and state: see `functrain.models.context`; with that of `remember`, x goes on from what came before.
         """
+        h, state = self.features(params, state, x, segments, key=key, train=train)
+        with jax.named_scope("tokens" if self.tied else "head"):
+            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
+        return logits, state
+
+    def output_table(self, params):
+        """(table [vocabulary, width], None): the logits of `features` h are h @ table.T."""
+        return params["tokens"]["table"] if self.tied else params["head"]["kernel"].T, None
+
+    def features(self, params, state, x, segments=None, *, key=None, train=False):
+        """As `apply`, up to the last layer: what it is given at each token [batch, length, width], and the state."""
         if x.shape[-1] > len(params["positions"]["table"]):
             raise ValueError(
                 f"a sequence of {x.shape[-1]}; the model has {len(params['positions']['table'])} positions"
@@ -132,9 +143,7 @@ class GPT:
                 h = h + drop(feed_forward(block["feed_forward"], self._norm(block["norm2"], h)))
         with jax.named_scope("norm"):
             h = self._norm(params["norm"], h)
-        with jax.named_scope("tokens" if self.tied else "head"):
-            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
-        return logits, state | {"cache": cache} if cache else state
+        return h, state | {"cache": cache} if cache else state
 
     def remember(self, batch: int, length: int, dtype=float):
         """The state with which `apply` goes on from what it was given before; room for `length` tokens a row."""

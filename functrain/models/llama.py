@@ -116,6 +116,17 @@ class Llama:
 
         segments and state: see `functrain.models.context`; with that of `remember`, x goes on from what came before.
         """
+        h, state = self.features(params, state, x, segments, key=key, train=train)
+        with jax.named_scope("tokens" if self.tied else "head"):
+            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
+        return logits, state
+
+    def output_table(self, params):
+        """(table [vocabulary, width], None): the logits of `features` h are h @ table.T."""
+        return params["tokens"]["table"] if self.tied else params["head"]["kernel"].T, None
+
+    def features(self, params, state, x, segments=None, *, key=None, train=False):
+        """As `apply`, up to the last layer: what it is given at each token [batch, length, width], and the state."""
         at, mask, state = context.place(x, segments, state)
         cache = dict(state.get("cache", {}))
         keys = [None] * self.layers if key is None else jax.random.split(key, self.layers)
@@ -152,9 +163,7 @@ class Llama:
                 h = h + feed_forward(block["feed_forward"], rms_norm.apply(block["norm2"], h, epsilon=self.epsilon))
         with jax.named_scope("norm"):
             h = rms_norm.apply(params["norm"], h, epsilon=self.epsilon)
-        with jax.named_scope("tokens" if self.tied else "head"):
-            logits = embedding.attend(params["tokens"], h) if self.tied else linear.apply(params["head"], h)
-        return logits, state | {"cache": cache} if cache else state
+        return h, state | {"cache": cache} if cache else state
 
     def remember(self, batch: int, length: int, dtype=float):
         """The state with which `apply` goes on from what it was given before; room for `length` tokens a row."""

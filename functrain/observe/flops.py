@@ -38,7 +38,7 @@ def count(f: Callable[..., Any], *args: Any) -> Counted:
     primitives: set[str] = set()
     with forms.noted() as taken:
         total, outputs = _of(f, args, primitives)
-    if ("convolution", "rows") in taken:
+    if taken & {("convolution", "rows"), ("attention", "cudnn")}:
         with forms.using(**forms.PLAIN):
             total, _ = _of(f, args, set())
     return Counted(total, primitives, outputs)

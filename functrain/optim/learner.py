@@ -13,17 +13,17 @@ once, for every task.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax import lax
 
 from functrain import tree
 from functrain.autodiff import Reverse
 from functrain.autodiff.remat import remat
+from functrain.config import ConfigError
 from functrain.metrics import Mean
 from functrain.optim import sparse
 from functrain.optim.average import NoAverage
@@ -42,6 +42,7 @@ class Player:
     average: Any = ()
     scale: LossScale | None = None
     skipped: Any = 0  # updates that were not finite and changed nothing, int32
+    history: Any = None  # what the precision policy remembers from step to step (functrain.precision.Float8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ class Learner:
         """A player at the start: these parameters, and the optimizer's first state, in at least float32."""
         wide, stored = jax.tree.map(tree.wide, params), self.precision.stored(params)
         moments = self.optimizer.build().init(wide)
-        return Player(stored, moments, self.average.init(params), self.precision.init_scale(), jnp.int32(0))
+        average, policy = self.average.init(params), self.precision
+        return Player(stored, moments, average, policy.init_scale(), jnp.int32(0), policy.init_history(params))
 
     def weights(self, player: Player) -> Any:
         """The parameters that evaluation uses: the average where there is one, of what the optimizer holds for best."""
@@ -103,25 +105,58 @@ class Learner:
         trainable = self.optimizer.trainable(params)
         return params if trainable is None else take(params, trainable)
 
-    def goal(self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array) -> Objective:
-        """The loss on a batch as a function of the trained parameters, in the learner's precision."""
+    def goal(self, loss, player: Player, state: Any, batch: Any, *, key: jax.Array, probed: bool = False) -> Objective:
+        """The loss on a batch as a function of the trained parameters, in the learner's precision; or of `Probed`."""
         scale = player.scale and player.scale.value
 
         def at(f):  # as the policy computes it, of trained parameters with the frozen ones beside them as constants
             computed = remat(self.precision(f), self.remat)
             return lambda trained, *rest, key: computed(put(trained, player.params), *rest, key=key)
 
+        def at_probed(f):
+            computed = remat(self.precision.remembering(f), self.remat)
+            return lambda trained, *rest, key: computed(
+                put(trained.params, player.params), player.history, trained.probes, *rest, key=key
+            )
+
+        if probed:
+            return objective(at_probed(loss), state, batch, key, accumulate=self.accumulate, scale=scale)
         scored = dataclasses.replace(loss, predict=at(loss.predict)) if isinstance(loss, Scored) else None
         return objective(at(loss), state, batch, key, accumulate=self.accumulate, scale=scale, scored=scored)
 
+    def _remembers(self, player):
+        """Whether a loss is computed by what the player's policy remembers; another policy may look at the player."""
+        return player.history is not None and hasattr(self.precision, "remembering")
+
+    def _remembering(self, loss, player, state, batch, key):
+        """What the estimator gives, under a policy that remembers; its history after it; whether all was finite.
+
+        What was greatest in the products is known on the way back alone, and comes from there as a gradient. What is
+        infinite in one of them was cut to the largest, and is seen there alone.
+        """
+        if not (isinstance(self.estimator, Reverse) and self.optimizer.by_gradient):
+            raise ConfigError('precision.scaling: "delayed" takes estimator.kind = "reverse"; expected "current"')
+        count = len(jax.tree.leaves(batch)[0])
+        batch = batch | {"part": jnp.arange(count) % self.accumulate}  # which micro-batch a row goes to
+        probed = Probed(self.trained(player.params), {p: jnp.zeros((3, self.accumulate)) for p in player.history})
+        goal = self.goal(loss, player, state, batch, key=key, probed=True)
+        gradients, value, rest = self.estimator(goal, probed, None)
+        greatest = {path: found.max(1) for path, found in gradients.probes.items()}
+        history = {path: player.history[path].updated(found) for path, found in greatest.items()}
+        return (gradients.params, value, rest), history, jnp.isfinite(tree.norm(greatest))
+
     def _update(self, loss, player, state, batch, *, key):
         """`update`, of all the parameters that the player holds."""
-        old, scale = self.trained(player.params), player.scale
+        old, scale, history = self.trained(player.params), player.scale, player.history
         goal = self.goal(loss, player, state, batch, key=key)
         estimator = self.estimator if self.optimizer.by_gradient else _value_alone
-        gradients, value, (new_state, metrics) = estimator(goal, old, jax.random.fold_in(key, 1))
+        if not self._remembers(player):
+            estimate, whole = estimator(goal, old, jax.random.fold_in(key, 1)), True
+        else:
+            estimate, history, whole = self._remembering(loss, player, state, batch, key)
+        gradients, value, (new_state, metrics) = estimate
         norm = tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        finite = jnp.isfinite(norm) & jnp.isfinite(value) & whole
         if self.halts:
             finite &= player.skipped == 0
         one = jnp.ones((), value.dtype)
@@ -138,9 +173,9 @@ class Learner:
             # With 64-bit types enabled, live numbers are float64 and would widen the moments of float32 parameters.
             optimizer = jax.tree.map(lambda new, old: new.astype(old.dtype), optimizer, player.optimizer)
             moved = _arrays("update", updates, one) if self.shows else {}
-            params = put(optax.apply_updates(old, updates), player.params)
+            params = put(self.precision.updated(old, updates, jax.random.fold_in(key, 3)), player.params)
             average = self.average.update(player.average, self.optimizer.weights(optimizer, params))
-            return params, optimizer, average, new_state, metrics | noted(optimizer) | moved
+            return params, optimizer, average, history, new_state, metrics | noted(optimizer) | moved
 
         def noted(optimizer):
             return {name: Mean(note * one, one) for name, note in self.optimizer.notes(optimizer).items()}
@@ -149,14 +184,21 @@ class Learner:
         # this player alone, for guarding the whole TrainState would copy a replay buffer at each step.
         like = (lambda: improve()[-1]) if self.shows else (lambda: metrics | noted(player.optimizer))
         nothing = tree.zeros_like(jax.eval_shape(like))
-        unchanged = (player.params, player.optimizer, player.average, state, nothing)
-        params, optimizer, average, state, metrics = lax.cond(finite, improve, lambda: unchanged)
+        unchanged = (player.params, player.optimizer, player.average, player.history, state, nothing)
+        params, optimizer, average, history, state, metrics = lax.cond(finite, improve, lambda: unchanged)
         if self.shows:  # also of a step that is skipped: where its gradient is not finite is what one wants to see
             metrics |= _arrays("parameter", old, one)
             metrics |= _arrays("gradient", gradients, one) if self.optimizer.by_gradient else {}
         if scale is not None:
             scale = scale.updated(finite, self.precision.growth_every)
-        return Player(params, optimizer, average, scale, player.skipped + ~finite), state, metrics
+        return Player(params, optimizer, average, scale, player.skipped + ~finite, history), state, metrics
+
+
+class Probed(NamedTuple):
+    """Trained parameters, and zeros by whose gradient a policy is told what was greatest in the products."""
+
+    params: Any
+    probes: dict[str, jax.Array]
 
 
 def _value_alone(objective, params, key):

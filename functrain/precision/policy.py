@@ -3,6 +3,7 @@
 policy            parameters           computation                                         outputs
 float32           float32              float32                                             float32
 bfloat16, float16 float32, or low      what layers of parameters cast to it compute        float32: losses and sums
+float8            float32, or low      as bfloat16, products of linear layers in float8    float32: losses and sums
 autocast          float32              by primitive                                        float32
 auto              as autocast, with rules chosen before the first step
 
@@ -15,10 +16,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from functrain import tree
 from functrain.config import ConfigError, Count, NonNegative, Positive, Size, configclass, kinds
+from functrain.precision import float8, rounding
 from functrain.precision.autocast import autocast
 from functrain.precision.rules import Rule, Rules
 
@@ -61,8 +64,32 @@ def casting(loss, dtype, keep=()):
     return low
 
 
+class Policy:
+    """What policies have beside `__call__(loss) -> loss`; here, parameters that are kept as they are."""
+
+    def check(self, params: Any, section: str) -> None:
+        """Raises a ConfigError where the policy does not fit the parameters."""
+
+    def stored(self, params: Any) -> Any:
+        """Parameters as they are kept between steps."""
+        return params
+
+    def updated(self, params: Any, updates: Any, key: jax.Array) -> Any:
+        """Parameters and their updates added up, as they are kept."""
+        del key
+        return optax.apply_updates(params, updates)
+
+    def init_scale(self) -> LossScale | None:
+        """The loss scale at the start; None where there is none."""
+        return None
+
+    def init_history(self, params: Any) -> Any:
+        """What the policy remembers from step to step, at the start; None is nothing (see `Float8`)."""
+        del params
+
+
 @configclass
-class Float32:
+class Float32(Policy):
     """Everything as the parameters are: float32 (float64 where jax has 64-bit types enabled)."""
 
     kind: Literal["float32"] = "float32"
@@ -71,20 +98,9 @@ class Float32:
         """The loss itself."""
         return loss
 
-    def check(self, params: Any, section: str) -> None:
-        """Nothing to check."""
-
-    def stored(self, params: Any) -> Any:
-        """Parameters as they are kept."""
-        return params
-
-    def init_scale(self) -> LossScale | None:
-        """No loss scale."""
-        return None
-
 
 @configclass
-class Casting:
+class Casting(Policy):
     """What bfloat16 and float16 share: parameters and inputs are cast; layers compute in what their parameters have."""
 
     keep: tuple[str, ...] = ()
@@ -113,16 +129,98 @@ class Casting:
         kept = tree.select(self.keep, params)
         return jax.tree.map(lambda p, k: p if k else tree.cast(p, jnp.dtype(self.dtype)), params, kept)
 
-    def init_scale(self) -> LossScale | None:
-        """No loss scale."""
-        return None
+
+@configclass
+class Rounding(Casting):
+    """What policies with bfloat16 parameters share: how an update is rounded."""
+
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """With `parameters = "low"`, how a parameter is rounded after its update, which is added in float32: to the
+    nearest, or up or down by chance, so that in the mean no update is lost (see functrain.precision.rounding)."""
+
+    def __post_init__(self):
+        if self.rounding == "stochastic" and self.parameters != "low":
+            raise ValueError('rounding: "stochastic" is of parameters kept in bfloat16; expected parameters = "low"')
+
+    def updated(self, params: Any, updates: Any, key: jax.Array) -> Any:
+        """Parameters and their updates added up, rounded as `rounding` says."""
+        if self.rounding == "nearest":
+            return super().updated(params, updates, key)
+        return rounding.added(params, updates, key)
 
 
 @configclass
-class BFloat16(Casting):
+class BFloat16(Rounding):
     """Compute in bfloat16, parameters in float32; its exponent is float32's, so no loss scale is needed."""
 
     kind: Literal["bfloat16"] = "bfloat16"
+
+
+@configclass
+class Float8(Rounding):
+    """Compute in bfloat16, and products of linear layers in float8: e4m3 forward, e5m2 for gradients; parameters in
+    float32. Faster on GPUs that multiply float8, and nowhere else (see functrain.precision.float8).
+
+    With delayed scaling a player keeps histories, and while it trains, its loss is `remembering`; all else, such as
+    evaluation, scales by the arrays themselves.
+    """
+
+    kind: Literal["float8"] = "float8"
+    layers: tuple[str, ...] = ("kernel$",)
+    """Kernels whose products are in float8, by patterns of their paths: those of two axes; not those of `keep`."""
+    scaling: Literal["delayed", "current"] = "delayed"
+    """By what arrays are scaled: the greatest magnitude of the steps before, or their own, which is read first."""
+    history: Size = 1024
+    """How many steps delayed scaling looks back upon."""
+
+    def __call__(self, loss):
+        """The loss with its products in float8, scaled by the arrays themselves."""
+
+        def low(params, *args, **kwargs):
+            within = float8.with_float8(loss, self._chosen(params))
+            return casting(within, jnp.dtype(self.dtype), self.keep)(params, *args, **kwargs)
+
+        return low
+
+    def remembering(self, loss):
+        """The loss while a player trains, scaled by histories: `low(params, histories, zeros, state, batch, *, key)`.
+
+        zeros: by path [3, parts]; as their gradient comes back what was greatest in the products, in the place of the
+          micro-batch's part, which `batch["part"]` names.
+        """
+
+        def low(params, histories, zeros, state, batch, *, key):
+            part = batch["part"][0]
+            batch = {name: array for name, array in batch.items() if name != "part"}
+            probes = {path: float8.Probe(array, part) for path, array in zeros.items()}
+            within = float8.with_float8(loss, self._chosen(params), histories, probes)
+            return casting(within, jnp.dtype(self.dtype), self.keep)(params, state, batch, key=key)
+
+        return low
+
+    def init_history(self, params):
+        """A history for each kernel, by path; None where scaling is current."""
+        if self.scaling == "current":
+            return None
+        leaves = tree.by_path(params)
+        return {path: float8.History.start(self.history, leaves[path]) for path in self._chosen(params)}
+
+    def check(self, params, section):
+        """Raises a ConfigError where `keep` or `layers` matches no parameter, or no kernel."""
+        super().check(params, section)
+        try:
+            tree.select(self.layers, params)
+        except ValueError as error:
+            raise ConfigError(f"{section}.layers: {error}") from None
+        if not self._chosen(params):
+            raise ConfigError(
+                f"{section}.layers: found {list(self.layers)}; they match no kernel of two axes to compute"
+            )
+
+    def _chosen(self, params):
+        """Paths of the kernels whose products are in float8."""
+        wanted, kept = (tree.by_path(tree.select(patterns, params)) for patterns in (self.layers, self.keep))
+        return [path for path, p in tree.by_path(params).items() if p.ndim == 2 and wanted[path] and not kept[path]]
 
 
 @configclass
@@ -153,7 +251,7 @@ class Float16(Scaled, Casting):
 
 
 @configclass
-class Autocast(Scaled):
+class Autocast(Scaled, Policy):
     """Each primitive in a dtype of its own (`functrain.precision.autocast`), parameters in float32.
 
     Where float16 is among them, gradients have a dynamic loss scale.
@@ -173,20 +271,13 @@ class Autocast(Scaled):
         """The loss under autocast."""
         return autocast(loss, Rules(self.dtype, self.rules))
 
-    def check(self, params: Any, section: str) -> None:
-        """Nothing of the parameters: rules are by scopes."""
-
-    def stored(self, params: Any) -> Any:
-        """Parameters as they are kept: float32."""
-        return params
-
     def init_scale(self) -> LossScale | None:
         """The scale at the start of a run, where float16 is used."""
         return self.first_scale() if "float16" in (self.dtype, *(rule.dtype for rule in self.rules)) else None
 
 
 @configclass
-class Auto(Scaled):
+class Auto(Scaled, Policy):
     """Chooses for each class of primitives in each part of the model the cheapest dtype that a bound on the gradient's
     error allows, before the first step; the run's config has what was chosen, as the rules of `kind = "autocast"`.
     """
@@ -203,19 +294,8 @@ class Auto(Scaled):
         """Never: a config is built with what was chosen."""
         raise TypeError("precision.kind = 'auto' is chosen by functrain.building.build")
 
-    def check(self, params: Any, section: str) -> None:
-        """Nothing of the parameters."""
 
-    def stored(self, params: Any) -> Any:
-        """Parameters as they are kept: float32."""
-        return params
-
-    def init_scale(self) -> LossScale | None:
-        """Nothing yet."""
-        return None
-
-
-AnyPrecision = kinds(Float32, BFloat16, Float16, Autocast, Auto, default="float32")
+AnyPrecision = kinds(Float32, BFloat16, Float16, Float8, Autocast, Auto, default="float32")
 """[precision]: every policy a config can name."""
 
 
