@@ -204,8 +204,9 @@ def _convolve(params, x, kernel, groups, **settings):
     n = kernel.ndim - 2
     lead = x.shape[: -n - 1]
     last = (0, n + 1, *range(1, n + 1))
+    x = x.astype(kernel.dtype).reshape(math.prod(lead), *x.shape[-n - 1 :])
     y = lax.conv_general_dilated(
-        x.astype(kernel.dtype).reshape(math.prod(lead), *x.shape[-n - 1 :]),
+        forms.fenced(x),
         kernel,
         dimension_numbers=lax.ConvDimensionNumbers(last, (n + 1, n, *range(n)), last),
         feature_group_count=groups,

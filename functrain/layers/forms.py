@@ -77,7 +77,9 @@ def fenced(x: jax.Array) -> jax.Array:
     """x; on a CPU, as an array that is written out, and so is its gradient.
 
     Before a norm it keeps XLA from computing the norm's gradient again in each copy that a matrix product makes of it:
-    a GPT's step took 1.3 times as long without (4 layers of 128; the copies alone 39 ms in place of 5).
+    a GPT's step took 1.3 times as long without (4 layers of 128; the copies alone 39 ms in place of 5). Before a
+    convolution, from computing norm and relu again, with strides, in the transposed copy that the kernel's gradient
+    makes: a ResNet-20's step took 1.35 times as long without (the copies 135 ms in place of 26).
     """
     return lax.optimization_barrier(x) if form("fence", "on" if on_cpu() else "off") == "on" else x
 
