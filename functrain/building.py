@@ -227,7 +227,9 @@ def _feeds(config: Experiment, dataset: Dataset | None, mesh: jax.sharding.Mesh)
     if hasattr(config.task, "whole"):
         feed: Any = Whole(replicate(config.task.whole(dataset), mesh))
     else:
-        arrays = dataset.train if config.data.streamed else replicate(dataset.train, mesh)
+        arrays = dataset.train
+        if not config.data.streamed:  # what can only be read is no array, and says so
+            arrays = replicate({name: np.asarray(array) for name, array in arrays.items()}, mesh)
         feed = config.data.feed(dataset, arrays, config.train.seed)
     if config.augment:
         if any(dataset.fields):
@@ -248,7 +250,7 @@ def _with_room(feed: Any, train: Train, mesh: jax.sharding.Mesh) -> Any:
     if train.seeds > 1:
         raise ConfigError(f"train.seeds: found {train.seeds}; what is read from a file has one order: expected 1")
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return dataclasses.replace(feed, longest=train.chunk, sharding=everywhere)
+    return feed.with_room(train.chunk, everywhere)
 
 
 def _check_augment(feed: Augmented, task: Any) -> None:

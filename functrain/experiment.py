@@ -72,4 +72,5 @@ class Experiment:
 
 
 MAY_CHANGE = ("train.steps", "train.log_every", "evaluate.patience", "checkpoint.", "observe.")
+MAY_CHANGE += ("data.workers", "data.processes")
 """Keys (or beginnings of keys) that a resumed run may change; the first ones say how long and how it is seen."""

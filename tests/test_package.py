@@ -53,7 +53,8 @@ LATE |= {"data/tokens.py", "models/flax_module.py", "observe/segmentation_figure
 LATE |= {"observe/layers_figure.py"}
 LATE |= {"observe/latent_figure.py", "tasks/control/animation.py"}
 LATE |= {"autodiff/curvature/density.py", "autodiff/private.py"}
-LATE |= {"data/questions.py", "data/sounds.py", "metrics/rouge.py", "metrics/text.py"}
+LATE |= {"data/questions.py", "metrics/rouge.py", "metrics/text.py"}
+LATE |= {"data/ahead.py", "data/parquet.py", "data/array_record.py", "data/clips.py"}
 """Files that import an optional or heavy dependency inside a function, each with its reason there."""
 
 

@@ -2,6 +2,7 @@
 
 from functrain.config import kinds
 from functrain.data.adapt import from_iterable, from_splits
+from functrain.data.array_record import ArrayRecord
 from functrain.data.bucketing import Bucketed
 from functrain.data.dataset import SPLITS, Dataset, dataset, fold_at_random, split_at_random
 from functrain.data.detection import Coco, Voc
@@ -17,9 +18,11 @@ from functrain.data.order import order, shuffled
 from functrain.data.packed import PackedImages
 from functrain.data.pairs import MnistPairs
 from functrain.data.parallel import ParallelText
+from functrain.data.parquet import Parquet
 from functrain.data.questions import Questions
 from functrain.data.random import Random
 from functrain.data.ratings import Ratings
+from functrain.data.reading import Examples
 from functrain.data.scenes import MnistScenes
 from functrain.data.sentences import LabelledText, Polarity
 from functrain.data.sounds import JoinedSounds, SoundFiles
@@ -33,6 +36,8 @@ AnyData = kinds(
     Known,
     Idx,
     Csv,
+    Parquet,
+    ArrayRecord,
     Ratings,
     TextFile,
     PythonSource,
@@ -63,6 +68,7 @@ AnyData = kinds(
 __all__ = [
     "SPLITS",
     "AnyData",
+    "ArrayRecord",
     "Arrays",
     "Augmented",
     "Bucketed",
@@ -71,6 +77,7 @@ __all__ = [
     "CustomData",
     "Dataset",
     "Digits",
+    "Examples",
     "Idx",
     "ImageFolder",
     "InOrder",
@@ -87,6 +94,7 @@ __all__ = [
     "Npz",
     "PackedImages",
     "ParallelText",
+    "Parquet",
     "Polarity",
     "PythonDocstrings",
     "PythonSource",

@@ -32,8 +32,12 @@ class Source(ABC):
     batch_size: Size = 32
     """Examples in a step, over all devices."""
 
-    streamed = False  # whether the training part stays in its file
     evaluated = 0  # blocks of a text that stand for a split where it is evaluated; 0 is all
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training part stays in its files."""
+        return False
 
     @abstractmethod
     def load(self) -> Dataset:
@@ -143,7 +147,7 @@ class Normalised(Source):
         """
         if self.normalise == "none" or self.spread:
             return dataset
-        x = dataset.train["x"]
+        x = self.learned(dataset.train["x"])
         x = x.reshape(-1, x.shape[-1] if x.ndim in (2, 4) else 1)
         if self.normalise == "standard":
             centre, spread = _mean_and_deviation(x)
@@ -152,6 +156,10 @@ class Normalised(Source):
         spread = np.where(spread > 0, spread, unit)
         found = {"centre": tuple(map(float, centre / unit)), "spread": tuple(map(float, spread / unit))}
         return dataclasses.replace(dataset, found={**dataset.found, **found})
+
+    def learned(self, x: Any) -> np.ndarray:
+        """Training inputs from which is learned: all of them."""
+        return x
 
     def normalised(self, batch: dict) -> dict:
         """x less its centre, over its spread."""

@@ -6,7 +6,7 @@ batch(window, step) -> batch     pure and traced: one step's batch out of the wi
 Memory    all examples on the device; a step gathers its own (nothing travels)
 Mixed     several sources on the device: so many of each in every batch
 Windows   blocks out of one long sequence on the device
-Stream    rows read on the host for one chunk at a time; the same order
+Stream    rows read on the host, ahead of the chunk that needs them; the same order
 Whole     the same batch at each step: full-batch methods, and {} for an environment
 Augmented another feed's batches, changed at random, otherwise at each step
 """
@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functrain.data.ahead import Ahead
 from functrain.data.order import order
+from functrain.data.reading import Batches
 
 
 def as_is(batch: Any) -> Any:
@@ -140,27 +142,49 @@ def blocks(tokens: np.ndarray, block: int, most: int = 0) -> dict[str, np.ndarra
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that `read(indices)` brings from somewhere, stacked for one chunk.
+    """Rows that `read(indices)` brings from somewhere, stacked for a chunk.
 
     longest: the most steps that one window holds; shorter ones are filled up, so that one program serves all.
+    workers: so many threads, or processes, read ahead of need (see functrain.data.ahead); 0 reads in the caller.
+    processes: which of them.
     sharding: where the rows go; None is the default device.
+    ahead: what reads ahead, once there is room for it.
     """
 
-    read: Callable[[np.ndarray], Any]
+    read: Callable[[np.ndarray], Any] = field(hash=False)
     n: int
     size: int
     longest: int
     seed: int = 0
     prepare: Callable[[Any], Any] = as_is
+    workers: int = 0
+    processes: bool = False
     sharding: Any = field(default=None, hash=False)
+    ahead: Ahead | None = field(default=None, compare=False)
+
+    def with_room(self, longest: int, sharding: Any) -> "Stream":
+        """The stream with windows of `longest` steps, on these devices; its workers begin."""
+        ahead = Ahead(self._batches, longest, self.workers, self.processes) if self.workers else None
+        return dataclasses.replace(self, longest=longest, sharding=sharding, ahead=ahead)
 
     def window(self, step: int, count: int) -> Any:
-        """(first step, rows [longest, size, ...]) on the device."""
+        """(its first step, rows [longest, size, ...]) on the device."""
         if count > self.longest:
             raise ValueError(f"a window of {count} steps from a stream that holds {self.longest}")
-        rows = [self.read(order(self.seed, np.int64(s), self.n, self.size, np)) for s in range(step, step + count)]
-        rows += rows[-1:] * (self.longest - count)
-        return jax.device_put((np.int32(step), jax.tree.map(lambda *x: np.stack(x), *rows)), self.sharding)
+        if self.ahead is None:
+            batches = self._batches
+            rows = [batches[s] for s in range(step, step + count)]
+            rows += rows[-1:] * (self.longest - count)
+            return jax.device_put((np.int32(step), jax.tree.map(lambda *x: np.stack(x), *rows)), self.sharding)
+        window = self.ahead.window(step, count)
+        rows = window.rows(step, count)
+        if window.placed is None:  # by the caller: while the device still computes the chunk before
+            window.placed = jax.device_put((np.int32(window.first), rows), self.sharding)
+        return window.placed
+
+    @property
+    def _batches(self) -> Batches:
+        return Batches(self.read, self.n, self.size, self.seed)
 
     def batch(self, window: Any, step: Any) -> Any:
         """The rows of one step, prepared."""

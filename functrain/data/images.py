@@ -11,12 +11,39 @@ import numpy as np
 from functrain.config import ConfigError, Size, Text, configclass
 from functrain.data.base import Normalised, Split
 from functrain.data.dataset import SPLITS, Dataset, dataset, find
+from functrain.data.reading import Examples, streamed
+from functrain.data.streaming import Streaming
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
+@dataclasses.dataclass(frozen=True)
+class Images(Examples):
+    """Image files with labels: x [height, width, channels] uint8, y int32.
+
+    root, names: the folder, and the files in it.
+    labels: [n].
+    size, channels, crop: as `read_image` has them.
+    """
+
+    root: str
+    names: tuple[str, ...]
+    labels: np.ndarray
+    size: tuple[int, int]
+    channels: int
+    crop: bool
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        """One image and its label."""
+        path = os.path.join(self.root, self.names[i])
+        return {"x": read_image(path, path, self.channels, self.size, self.crop)[0], "y": self.labels[i]}
+
+
 @configclass
-class ImageFolder(Split, Normalised):
+class ImageFolder(Streaming, Split, Normalised):
     """Images in one folder for each class: path/CLASS/NAME.png, or path/train/CLASS/..., path/test/CLASS/..."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -40,9 +67,22 @@ class ImageFolder(Split, Normalised):
         names = self.class_names or tuple(_inside(folders["train"], folders=True))
         if not names:
             raise ConfigError(f"data.path: {folders['train']}: holds no folders; expected one for each class")
-        given = {split: self._read_split(folder, names) for split, folder in folders.items()}
+        found = {split: self._files(root, folder, names) for split, folder in folders.items()}
+        given = {split: {"at": np.arange(len(y)), "y": y} for split, (_, y) in found.items()}
         parts = self.split(given["train"], {split: given.get(split) for split in SPLITS[1:]})
-        made = dataset(f"data.path: {root}", parts, len(names))
+        images = {}
+        for split, part in parts.items():
+            if part:
+                files = found[split if split in found else "train"][0]
+                files = tuple(files[i] for i in part["at"].tolist())
+                images[split] = Images(str(root), files, part["y"], self.size, self.channels, self.crop)
+        name = f"data.path: {root}"
+        train = images.pop("train") if self.stream and images.get("train") else None
+        memory = {split: some.read_batch(np.arange(len(some))) for split, some in images.items()}
+        if train is None:
+            made = dataset(name, memory, len(names))
+        else:
+            made = streamed(name, train, memory, len(names), {"y": train.labels})
         return self.measured(dataclasses.replace(made, found={"class_names": names}), 255.0)
 
     def scaled(self, batch: dict) -> dict:
@@ -55,13 +95,15 @@ class ImageFolder(Split, Normalised):
             return np.stack([self._read(file) for file in images_in(Path(path))])
         return self._read(Path(path))[None] if path.lower().endswith(SUFFIXES) else None
 
-    def _read_split(self, folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def _files(self, root: Path, folder: Path, names: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+        """The images of a split, by their paths in the root, and their labels [n]."""
         found = _inside(folder, folders=True)
         if unknown := [name for name in found if name not in names]:
             raise ConfigError(f"data.path: {folder / unknown[0]}: no such class; there are: {', '.join(names)[:160]}")
-        files = [(file, names.index(name)) for name in found for file in images_in(folder / name)]
-        x = np.stack([self._read(file) for file, _ in files])
-        return {"x": x, "y": np.array([label for _, label in files], np.int32)}
+        inside = {name: folder.relative_to(root) / name for name in found}
+        files = {name: [f"{inside[name]}/{file.name}" for file in images_in(folder / name)] for name in found}
+        labels = np.repeat([names.index(name) for name in found], [len(files[name]) for name in found])
+        return [file for some in files.values() for file in some], labels.astype(np.int32)
 
     def _read(self, path: Path) -> np.ndarray:
         return read_image(str(path), path, self.channels, self.size, self.crop)[0]

@@ -105,6 +105,15 @@ class Known(Source):
         """As the set's own source has it."""
         return self.source.normalised(batch)
 
+    @property
+    def streamed(self) -> bool:
+        """As the set's own source has it."""
+        return self.source.streamed
+
+    def feed(self, dataset: Dataset, arrays: Any, seed: int) -> Any:
+        """As the set's own source has it."""
+        return self.source.feed(dataset, arrays, seed)
+
     def read_inputs(self, path: str) -> Any:
         """What the set's own source makes of a file of inputs; None where it makes nothing of it."""
         read = getattr(self.source, "read_inputs", None)

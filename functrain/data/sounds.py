@@ -6,11 +6,9 @@ device it becomes a wave in -1..1 with its `length` [n] in samples (`scaled`), t
 
 import collections
 import dataclasses
-import io
 import math
 import os
 import re
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,20 +21,23 @@ from functrain.audio import AnyFeatures, LogMel
 from functrain.config import ConfigError, Count, NonNegative, Size, Text, configclass
 from functrain.data.archive import Files
 from functrain.data.base import Normalised, Split
+from functrain.data.clips import PADDING, Clips, filled, read_sound, resampled, write_wav
 from functrain.data.dataset import SPLITS, Dataset, dataset
+from functrain.data.reading import streamed
+from functrain.data.streaming import Streaming
 
 # pyright: reportInvalidTypeForm=false
 # The union of kinds is built by a function, which a static checker cannot follow.
 
-PADDING = -32768
-"""What stands past the end of a clip; no clip has it, for its own samples are from -32767 up."""
+__all__ = ["PADDING", "JoinedSounds", "SoundFiles", "read_sound", "resampled", "write_wav"]
+
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".mp3", ".aif", ".aiff", ".au")
 _AT_ONCE = 64
 """Clips whose features are taken together where they are measured."""
 
 
 @configclass
-class SoundFiles(Split, Normalised):
+class SoundFiles(Streaming, Split, Normalised):
     """Clips of sound, one class each, which a part of their names says: LABEL/NAME.wav, or any pattern.
 
     WAV of whole numbers is read by Python itself; all else (.flac, .ogg, .mp3, WAV of floats) by soundfile (extra
@@ -80,10 +81,32 @@ class SoundFiles(Split, Normalised):
 
     def load(self) -> Dataset:
         """x [n, samples] int16, y [n] the classes."""
+        if self.stream:
+            return self._streamed()
         parts, rate, names = self.clips()
         samples = self._longest(parts["train"][0], rate)
-        arrays = {split: {"x": _filled(waves, samples), "y": y} for split, (waves, y) in parts.items()}
+        arrays = {split: {"x": filled(waves, samples), "y": y} for split, (waves, y) in parts.items()}
         return self.described(dataset(f"data.path: {self.path}", arrays, len(names)), rate, names)
+
+    def _streamed(self) -> Dataset:
+        """The training clips left in their files."""
+        files, parts, names = self._found()
+        if any(isinstance(held, bytes) for held in files.held.values()):
+            raise ConfigError(f"{files.where}: an archive is read whole; unpack it, or set data.stream = false")
+        if not self.samples and not self.seconds:
+            raise ConfigError("data.seconds: missing; where data.stream = true no clip is read to find the longest")
+        if not parts.get("train"):
+            raise ConfigError(f"{files.where}: no training examples")
+        rate = self.rate or read_sound(files.where, Path(str(files.held[parts["train"][0][0]])))[1]
+        samples = self.samples or math.ceil(self.seconds * rate)
+
+        def clips(split):
+            at, y = parts[split]
+            return Clips(files.where, tuple(str(files.held[n]) for n in at), y, rate, not self.rate, samples)
+
+        memory = {s: some.read_batch(np.arange(len(some))) for s in SPLITS[1:] if s in parts for some in [clips(s)]}
+        made = streamed(f"data.path: {self.path}", clips("train"), memory, len(names), {"y": parts["train"][1]})
+        return self.described(made, rate, names)
 
     def clips(self) -> tuple[dict[str, tuple[list[np.ndarray], np.ndarray]], int, tuple[str, ...]]:
         """The clips of each split with their labels [n], samples a second, and the classes' names.
@@ -91,6 +114,14 @@ class SoundFiles(Split, Normalised):
         Raises:
           ConfigError: no file has the pattern, one cannot be read, or rates differ.
         """
+        files, parts, names = self._found()
+        of_split = {split: len(of) for split, (of, _) in parts.items()}
+        rate, waves = self._read(files, [name for of, _ in parts.values() for name in of])
+        left = iter(waves)
+        return {s: ([next(left) for _ in range(n)], parts[s][1]) for s, n in of_split.items()}, rate, names
+
+    def _found(self) -> tuple[Files, dict[str, tuple[list[str], np.ndarray]], tuple[str, ...]]:
+        """The files; the names of those of each split, with their labels [n]; and the classes' names."""
         files = Files("data.path", self.path, SUFFIXES)
         found = {name: re.search(self.pattern, name) for name in sorted(files.held) if name.lower().endswith(SUFFIXES)}
         labels = {name: match[self.label] for name, match in found.items() if match}
@@ -103,12 +134,11 @@ class SoundFiles(Split, Normalised):
         if strange := [n for n in labels if labels[n] not in names]:
             there = ", ".join(names)[:160]
             raise ConfigError(f"{files.where}: {strange[0]}: no class {labels[strange[0]]!r}; there are: {there}")
-        rate, waves = self._read(files, list(labels))
         y = np.array([names.index(label) for label in labels.values()], np.int32)
-        index, test = np.arange(len(waves)), np.array([name in given for name in labels])
+        index, test, at = np.arange(len(y)), np.array([name in given for name in labels]), list(labels)
         apart = {"test": {"i": index[test], "y": y[test]}} if given else {}
         parts = self.split({"i": index[~test], "y": y[~test]}, apart)
-        return {s: ([waves[i] for i in p["i"]], p["y"]) for s in SPLITS if (p := parts.get(s))}, rate, names
+        return files, {s: ([at[i] for i in p["i"].tolist()], p["y"]) for s in SPLITS if (p := parts.get(s))}, names
 
     def described(self, made: Dataset, rate: int, names: tuple[str, ...]) -> Dataset:
         """The dataset with the shape that its features have, and what the training part told."""
@@ -125,7 +155,7 @@ class SoundFiles(Split, Normalised):
         """The dataset, with the centre and spread of each feature over the frames of its training clips in `found`."""
         if self.normalise == "none" or self.spread or not self.features.continuous:
             return dataset
-        x, of = dataset.train["x"], jax.jit(self._features)
+        x, of = self.learned(dataset.train["x"]), jax.jit(self._features)
         frames = []
         for i in range(0, len(x), _AT_ONCE):
             found, length = jax.device_get(of(x[i : i + _AT_ONCE]))
@@ -161,8 +191,8 @@ class SoundFiles(Split, Normalised):
             names = sorted(n for n in os.listdir(path) if n.lower().endswith(SUFFIXES))
             if not names:
                 raise ConfigError(f"{path}: holds no sounds ({', '.join(SUFFIXES)})")
-            return _filled([self._one(os.path.join(path, name)) for name in names], self.samples)
-        return _filled([self._one(path)], self.samples) if path.lower().endswith(SUFFIXES) else None
+            return filled([self._one(os.path.join(path, name)) for name in names], self.samples)
+        return filled([self._one(path)], self.samples) if path.lower().endswith(SUFFIXES) else None
 
     def _one(self, path: str) -> np.ndarray:
         found, rate = read_sound(path, Path(path))
@@ -207,6 +237,8 @@ class JoinedSounds(SoundFiles):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.stream:
+            raise ValueError("stream: found true; strings are joined in memory: expected false")
         for name in ("clips_of", "gap"):
             if getattr(self, name)[0] > getattr(self, name)[1]:
                 raise ValueError(f"{name}: found {list(getattr(self, name))}; expected the smaller first")
@@ -221,7 +253,7 @@ class JoinedSounds(SoundFiles):
                 rng = np.random.default_rng([self.string_seed, number])
                 made = [self._string(*parts[split], rate, samples, rng) for _ in range(count)]
                 samples = samples or max(len(wave) for wave, _ in made)
-                arrays[split] = {"x": _filled([wave for wave, _ in made], samples), "y": np.stack([y for _, y in made])}
+                arrays[split] = {"x": filled([wave for wave, _ in made], samples), "y": np.stack([y for _, y in made])}
         made = dataclasses.replace(dataset(f"data.path: {self.path}", arrays), classes=len(names))
         return self.described(made, rate, names)
 
@@ -239,83 +271,3 @@ class JoinedSounds(SoundFiles):
         y = np.full(self.clips_of[1], -1, np.int32)
         y[: len(kept)] = kept
         return np.concatenate(pieces), y
-
-
-def read_sound(name: str, file: bytes | Path) -> tuple[np.ndarray, int]:
-    """A sound as [samples] int16, the mean of its channels, from -32767; and its samples a second.
-
-    Args:
-      name: what messages call it.
-      file: its bytes, or its path.
-
-    Raises:
-      ConfigError: it cannot be read, has no samples, or needs soundfile, which is not installed.
-    """
-    try:
-        data = file if isinstance(file, bytes) else file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
-    try:
-        found, rate = _read_wav(data)
-    except (wave.Error, EOFError, ValueError):
-        found, rate = _read_other(name, data)
-    if not len(found):
-        raise ConfigError(f"{name}: holds no samples")
-    mean = found.mean(1) if found.shape[1] > 1 else found[:, 0]
-    return _whole(mean * 32768), rate
-
-
-def write_wav(path: str | Path, x: np.ndarray, rate: int) -> None:
-    """Write a wave [samples] in -1..1 as a WAV file of 16 bits, one channel; what is beyond is cut."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(_whole(np.asarray(x, np.float64) * 32768).astype("<i2").tobytes())
-
-
-def resampled(x: np.ndarray, rate: int, to: int) -> np.ndarray:
-    """Samples int16 at another rate, by a windowed sinc."""
-    if rate == to:
-        return x
-    from scipy.signal import resample_poly  # late: a third of a second, and only other rates need it
-
-    common = math.gcd(rate, to)
-    return _whole(resample_poly(x.astype(np.float64), to // common, rate // common))
-
-
-def _whole(x: np.ndarray) -> np.ndarray:
-    """Samples as int16, from -32767 up."""
-    return np.clip(np.rint(x), -32767, 32767).astype(np.int16)
-
-
-def _read_wav(data: bytes) -> tuple[np.ndarray, int]:
-    """[samples, channels] in -1..1 of a WAV file of whole numbers of 8, 16, 24 or 32 bits."""
-    with wave.open(io.BytesIO(data)) as file:
-        channels, width, rate, count = file.getparams()[:4]
-        frames = np.frombuffer(file.readframes(count), np.uint8)
-    frames = frames[: len(frames) // (channels * width) * channels * width].reshape(-1, channels, width)
-    if width == 1:  # from 0 to 255, unlike all others
-        return (frames[..., 0] - 128.0) / 128, rate
-    whole = np.zeros((*frames.shape[:2], 4), np.uint8)
-    whole[..., 4 - width :] = frames  # the high bytes of 32 bits, little end first
-    return whole.view("<i4")[..., 0] / 2.0**31, rate
-
-
-def _read_other(name: str, data: bytes) -> tuple[np.ndarray, int]:
-    try:
-        import soundfile  # late: an extra
-    except ImportError:
-        raise ConfigError(f"{name}: no WAV of whole numbers; others need: pip install 'functrain[audio]'") from None
-    try:
-        return soundfile.read(io.BytesIO(data), dtype="float64", always_2d=True)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{name}: cannot be read as a sound: {' '.join(str(error).split())}") from None
-
-
-def _filled(clips: Sequence[np.ndarray], samples: int) -> np.ndarray:
-    """Clips as one array [n, samples] int16: cut off, or filled up with PADDING."""
-    x = np.full((len(clips), samples), PADDING, np.int16)
-    for row, clip in zip(x, clips):
-        row[: len(clip)] = clip[:samples]
-    return x

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ from functrain.config import ConfigError, Count, Positive, Size, Text, configcla
 from functrain.data.base import Split
 from functrain.data.cells import number_in, short, short_list
 from functrain.data.dataset import SPLITS, Dataset, dataset, find
+from functrain.data.streaming import Streaming
+from functrain.data.table_stream import load_stream
 
 # pyright: reportInvalidTypeForm=false
 # The union of kinds is built by a function, which a static checker cannot follow.
@@ -57,7 +59,7 @@ class Numeric:
         """How many categories each column of x has: none."""
         return (0,) * self.width
 
-    def encode(self, cells: "_Cells", categories: str = "one_hot") -> np.ndarray:
+    def encode(self, cells: "Cells", categories: str = "one_hot") -> np.ndarray:
         """x [n, width] float32, whatever is done with categories."""
         numbers = cells.numbers()
         gone = np.isnan(numbers)
@@ -84,10 +86,10 @@ class _Categories(ABC):
         return (self.size,)
 
     @abstractmethod
-    def category(self, cells: "_Cells") -> np.ndarray:
+    def category(self, cells: "Cells") -> np.ndarray:
         """[n] integers, as above."""
 
-    def encode(self, cells: "_Cells", categories: str = "one_hot") -> np.ndarray:
+    def encode(self, cells: "Cells", categories: str = "one_hot") -> np.ndarray:
         """x float32: "numbers" [n, 1], or "one_hot" [n, size], at most one 1 in a row."""
         at = self.category(cells)
         if categories == "numbers":
@@ -117,7 +119,7 @@ class Categorical(_Categories):
         """How many places there are."""
         return len(self.categories) + bool(self.missing) + self.other
 
-    def category(self, cells: "_Cells") -> np.ndarray:
+    def category(self, cells: "Cells") -> np.ndarray:
         """[n] integers; see `_Categories`."""
         places = {category: i for i, category in enumerate(self.categories)}
         other = self.size - 1 if self.other else -1
@@ -150,7 +152,7 @@ class Hashed(_Categories):
         """How many places there are."""
         return self.buckets + bool(self.missing)
 
-    def category(self, cells: "_Cells") -> np.ndarray:
+    def category(self, cells: "Cells") -> np.ndarray:
         """[n] integers; see `_Categories`."""
         places = {cell: _hash(cell) % self.buckets for cell in cells.values}
         return cells.look_up(places, self.buckets if self.missing else -1, -1)
@@ -177,7 +179,7 @@ class Bucketed(_Categories):
         """How many places there are."""
         return len(self.boundaries) + 1 + bool(self.missing)
 
-    def category(self, cells: "_Cells") -> np.ndarray:
+    def category(self, cells: "Cells") -> np.ndarray:
         """[n] integers; see `_Categories`."""
         numbers = cells.numbers()
         at = np.searchsorted(self.boundaries, numbers, side="left")
@@ -198,7 +200,7 @@ _NAMING = ("drop", "numeric", "categorical", "hashed", "bucketed")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cells:
+class Cells:
     """The cells of one column, each different text once: that is what makes a large table quick to read."""
 
     name: str
@@ -208,7 +210,7 @@ class _Cells:
     lines: np.ndarray  # [n] the line of each row
     file: str
 
-    def take(self, rows: np.ndarray) -> "_Cells":
+    def take(self, rows: np.ndarray) -> "Cells":
         """The cells of some rows."""
         return dataclasses.replace(self, codes=self.codes[rows], lines=self.lines[rows])
 
@@ -238,17 +240,17 @@ class _Cells:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class Table:
     """A table as text: its columns by name, and the line of each row."""
 
     file: str
-    columns: Mapping[str, _Cells]
+    columns: Mapping[str, Cells]
     lines: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lines)
 
-    def __getitem__(self, name: str) -> _Cells:
+    def __getitem__(self, name: str) -> Cells:
         if name not in self.columns:
             raise ConfigError(f"{self.file}: no column {name!r}; it has: {short_list(self.columns)}")
         return self.columns[name]
@@ -260,7 +262,7 @@ def _listed(value: Any) -> Any:
 
 
 @configclass
-class Csv(Split):
+class Csv(Streaming, Split):
     """A table in a CSV file: numbers standardised, categories one-hot or by number, by what the training rows say."""
 
     kind: Literal["csv"] = "csv"
@@ -310,6 +312,8 @@ class Csv(Split):
     """Training rows that a category must have; rarer ones are counted as others."""
     max_categories: Size = 128
     """Categories of a column at most, the most frequent; the rest is counted as others."""
+    learned_from: Size = 100_000
+    """Of a stream: training rows, drawn at random, that say what `columns` are; all, where there are fewer."""
     columns: tuple[AnyColumn, ...] = ()
     """What is known of each column of the inputs; taken from the training rows."""
     class_names: tuple[str, ...] = ()
@@ -332,37 +336,55 @@ class Csv(Split):
                 if buckets < 2:
                     raise ValueError(f"{key}.{column}: found {buckets}; expected at least 2 buckets")
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns to be told from the others."""
+        return _listed(self.target)
+
     def load(self) -> Dataset:
         """x [n, columns] float32; y [n] in 0..classes - 1, or [n] or [n, targets] float32; weight [n].
 
         Where categories are numbers, the data set has `fields`: how many there are in each column of x.
         """
-        tables = {"train": self._read("data.path", self.path)}
-        for split in SPLITS[1:]:
-            if path := getattr(self, f"{split}_path"):
-                tables[split] = self._read(f"data.{split}_path", path)
+        if self.stream:
+            return load_stream(self)
+        tables = {"train": self._read("data.path", self.path)} | self.given()
         first = tables["train"]
-        self._check_names(first)
+        self.check_names(first.file, tuple(first.columns))
         given = {split: {"row": np.arange(len(table))} for split, table in tables.items() if split != "train"}
         parts = self.split({"row": np.arange(len(first))}, given)
         rows = {split: part["row"] for split, part in parts.items() if part}
         if not len(rows.get("train", ())):
             raise ConfigError(f"{first.file}: no rows are left to train on")
 
-        settled = self if self.columns else dataclasses.replace(self, columns=self._learn(first, rows["train"]))
-        settled = settled._settle_target(first)
-        fields = tuple(size for column in settled.columns for size in column.fields)
-        if self.categories == "numbers" and max(fields) > _MOST_CATEGORIES:
-            name = next(column.name for column in settled.columns if max(column.fields) > _MOST_CATEGORIES)
-            raise ConfigError(
-                f"{first.file}: column {name!r}: {max(fields)} categories; expected at most {_MOST_CATEGORIES} "
-                'where data.categories = "numbers"'
-            )
-        whole = {split: settled._arrays(table) for split, table in tables.items()}
+        settled = self if self.columns else dataclasses.replace(self, columns=self.learn(first, rows["train"]))
+        settled = settled.settle_target(first)
+        whole = {split: settled.arrays(table) for split, table in tables.items()}
         splits = {split: {key: a[rows[split]] for key, a in whole.get(split, whole["train"]).items()} for split in rows}
-        found = {key: getattr(settled, key) for key in ("columns", "class_names", "target_kind")}
-        made = dataset(f"data.path: {self.path}", splits, len(settled.class_names))
-        return dataclasses.replace(made, found=found, fields=fields if self.categories == "numbers" else ())
+        return settled.described(dataset(f"data.path: {self.path}", splits, len(settled.class_names)))
+
+    def given(self) -> "dict[str, Table]":
+        """The files that are there for validation and test, in memory."""
+        paths = {split: getattr(self, f"{split}_path") for split in SPLITS[1:]}
+        return {split: self._read(f"data.{split}_path", path) for split, path in paths.items() if path}
+
+    def described(self, made: Dataset) -> Dataset:
+        """The dataset with its fields, and what was learned: of a source that has it.
+
+        Raises:
+          ConfigError: a column has too many categories to be told apart by number.
+        """
+        found = {key: getattr(self, key) for key in ("columns", "class_names", "target_kind")}
+        fields = tuple(size for column in self.columns for size in column.fields)
+        if self.categories == "one_hot":
+            return dataclasses.replace(made, found=found)
+        if max(fields) > _MOST_CATEGORIES:
+            name = next(column.name for column in self.columns if max(column.fields) > _MOST_CATEGORIES)
+            raise ConfigError(
+                f"data.path: {self.path}: column {name!r}: {max(fields)} categories; expected at most "
+                f'{_MOST_CATEGORIES} where data.categories = "numbers"'
+            )
+        return dataclasses.replace(made, found=found, fields=fields)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """x [n, columns] of new rows, each a dict of cells by column; in a run, whose settings have `columns`.
@@ -379,7 +401,7 @@ class Csv(Split):
             if lacking := [i for i, row in enumerate(rows) if name not in row]:
                 raise ConfigError(f"row {lacking[0]}: no column {name!r}; it has: {short_list(rows[lacking[0]])}")
             columns[name] = ["" if row[name] is None else str(row[name]) for row in rows]
-        return self._inputs(self._rows("rows", columns, np.arange(len(rows))))
+        return self._inputs(self.rows_of("rows", columns, np.arange(len(rows))))
 
     def read_inputs(self, path: str) -> np.ndarray | None:
         """x [n, columns] from a .csv file (.tsv, .txt, .data) with the columns of the inputs; others may be there."""
@@ -391,9 +413,9 @@ class Csv(Split):
         """A line for each column, and for the target."""
         lines = {column.name: column.describe() for column in self.columns}
         names = f"classes: {short_list(self.class_names)}" if self.class_names else "numbers"
-        return lines | {", ".join(_listed(self.target)): f"target, {names}"}
+        return lines | {", ".join(self.targets): f"target, {names}"}
 
-    def _inputs(self, table: _Rows) -> np.ndarray:
+    def _inputs(self, table: Table) -> np.ndarray:
         parts = []
         for column in self.columns:
             with np.errstate(over="ignore"):
@@ -403,9 +425,9 @@ class Csv(Split):
             parts.append(part)
         return np.concatenate(parts, 1)
 
-    def _arrays(self, table: _Rows) -> dict[str, np.ndarray]:
+    def arrays(self, table: Table) -> dict[str, np.ndarray]:
         """x, y and weight of every row."""
-        arrays = {"x": self._inputs(table), "y": self._targets(table)}
+        arrays = {"x": self._inputs(table), "y": self.targets_of(table)}
         if self.weight:
             cells = table[self.weight]
             weight = cells.numbers()
@@ -414,8 +436,9 @@ class Csv(Split):
             arrays["weight"] = weight.astype(np.float32)
         return arrays
 
-    def _targets(self, table: _Rows) -> np.ndarray:
-        targets = [table[name] for name in _listed(self.target)]
+    def targets_of(self, table: Table) -> np.ndarray:
+        """y of every row."""
+        targets = [table[name] for name in self.targets]
         for cells in targets:
             if missing := np.flatnonzero(cells.gone[cells.codes]).tolist():
                 raise cells.mistake(missing[0], "a target in each row")
@@ -427,9 +450,9 @@ class Csv(Split):
         y = np.stack([cells.numbers() for cells in targets], 1) / self.target_unit
         return (y if len(targets) > 1 else y[:, 0]).astype(np.float32)
 
-    def _settle_target(self, table: _Rows) -> "Csv":
+    def settle_target(self, table: Table) -> "Csv":
         """With `target_kind` and `class_names` as the rows say, where the settings do not."""
-        targets = [table[name] for name in _listed(self.target)]
+        targets = [table[name] for name in self.targets]
         kind = self.target_kind
         if kind == "auto":
             numbers = [number_in(cell) for cell in targets[0].counts()]
@@ -442,15 +465,15 @@ class Csv(Split):
             raise ConfigError(f'data.target: found {len(targets)} columns; expected one where target_kind = "class"')
         return dataclasses.replace(self, target_kind=kind, class_names=self.class_names or _sorted(targets[0]))
 
-    def _learn(self, table: _Rows, rows: np.ndarray) -> tuple[_Column, ...]:
+    def learn(self, table: Table, rows: np.ndarray) -> tuple[_Column, ...]:
         """What the training rows say of each column of the inputs."""
-        others = {*_listed(self.target), self.weight, *self.drop}
+        others = {*self.targets, self.weight, *self.drop}
         columns = [self._learn_column(table[name].take(rows)) for name in table.columns if name not in others]
         if not columns:
             raise ConfigError(f"{table.file}: no columns are left for the inputs")
         return tuple(columns)
 
-    def _learn_column(self, cells: _Cells) -> _Column:
+    def _learn_column(self, cells: Cells) -> _Column:
         counts = cells.counts()
         present = sum(counts.values())
         missing = len(cells.codes) - present
@@ -471,7 +494,7 @@ class Csv(Split):
         categories = tuple(sorted(cell for _, cell in frequent))
         return Categorical(name=cells.name, missing=missing, categories=categories, other=len(categories) < len(counts))
 
-    def _learn_numbers(self, cells: _Cells, missing: int) -> Numeric:
+    def _learn_numbers(self, cells: Cells, missing: int) -> Numeric:
         numbers = cells.numbers()
         median = float(np.nanmedian(numbers))
         filled = np.where(np.isnan(numbers), median, numbers)
@@ -487,7 +510,7 @@ class Csv(Split):
             raise ConfigError(f"{cells.file}: column {cells.name!r}: numbers too large to be normalised")
         return Numeric(name=cells.name, missing=missing, median=median, centre=centre, spread=spread)
 
-    def _learn_buckets(self, cells: _Cells, missing: int) -> Bucketed:
+    def _learn_buckets(self, cells: Cells, missing: int) -> Bucketed:
         """Cut at the quantiles k / buckets of the training rows, each the number of a row: no bucket is empty."""
         numbers = cells.numbers()
         numbers = numbers[~np.isnan(numbers)]
@@ -500,58 +523,60 @@ class Csv(Split):
         boundaries = np.unique(np.minimum(cuts, below.max())).tolist()
         return Bucketed(name=cells.name, missing=missing, boundaries=tuple(boundaries))
 
-    def _check_names(self, table: _Rows) -> None:
-        named = {"target": _listed(self.target), "weight": [self.weight] * bool(self.weight)}
+    def check_names(self, where: str, columns: Sequence[str]) -> None:
+        """Raises a ConfigError where a setting names a column that is not there."""
+        named = {"target": self.targets, "weight": [self.weight] * bool(self.weight)}
         named |= {key: getattr(self, key) for key in _NAMING}
         for key, names in named.items():
             for name in names:
-                if name not in table.columns:
-                    raise ConfigError(
-                        f"data.{key}: no column {name!r} in {table.file}; it has: {short_list(table.columns)}"
-                    )
+                if name not in columns:
+                    raise ConfigError(f"data.{key}: no column {name!r} in {where}; it has: {short_list(columns)}")
 
-    def _read(self, key: str, path: str, exact: bool = False) -> _Rows:
+    def _read(self, key: str, path: str, exact: bool = False) -> Table:
         """The file as text, by column; `exact` looks for no file elsewhere, and asks for no targets."""
         place = Path(path) if exact else find(key, path)
         where = path if exact else f"{key}: {place}"
         rows, lines, names = [], [], self.names
         try:
             with open(place, newline="", encoding="utf-8-sig") as file:
-                text = ("\n" if self.comment and line.startswith(self.comment) else line for line in file)
-                reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=self.delimiter != " ", strict=True)
-                try:
-                    for row in reader:
-                        if len(row) < 2 and not "".join(row).strip():
+                for line, row in self.each(where, file):
+                    if not names:
+                        names = self.header_of(where, line, row)
+                        if self.header:
                             continue
-                        if not names:
-                            names = tuple(cell.strip() if self.header else str(i) for i, cell in enumerate(row))
-                            self._check_header(f"{where}: line {reader.line_num}", names)
-                            if self.header:
-                                continue
-                        if (
-                            exact
-                            and not self.header
-                            and not rows
-                            and len(row) == len(names) - len(_listed(self.target))
-                        ):
-                            names = tuple(name for name in names if name not in _listed(self.target))
-                        if len(row) != len(names):
-                            raise ConfigError(
-                                f"{where}: line {reader.line_num}: {len(row)} cells; expected {len(names)}"
-                            )
-                        rows.append(row)
-                        lines.append(reader.line_num)
-                except csv.Error as error:
-                    raise ConfigError(f"{where}: line {reader.line_num}: {error}") from None
+                    if exact and not self.header and not rows and len(row) == len(names) - len(self.targets):
+                        names = tuple(name for name in names if name not in self.targets)
+                    if len(row) != len(names):
+                        raise ConfigError(f"{where}: line {line}: {len(row)} cells; expected {len(names)}")
+                    rows.append(row)
+                    lines.append(line)
         except UnicodeDecodeError:
             raise ConfigError(f"{where}: not UTF-8 text") from None
         except OSError as error:
             raise ConfigError(f"{where}: {error.strerror}") from None
         if not rows:
             raise ConfigError(f"{where}: no rows")
-        return self._rows(where, dict(zip(names, zip(*rows))), np.array(lines))
+        return self.rows_of(where, dict(zip(names, zip(*rows))), np.array(lines))
 
-    def _rows(self, where: str, columns: Mapping[str, Sequence[str]], lines: np.ndarray) -> _Rows:
+    def each(self, where: str, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+        """(line, cells) of each row, blank lines left out; the line from 1, where the row ends."""
+        text = ("\n" if self.comment and line.startswith(self.comment) else line for line in lines)
+        reader = csv.reader(text, delimiter=self.delimiter, skipinitialspace=self.delimiter != " ", strict=True)
+        try:
+            for row in reader:
+                if len(row) > 1 or "".join(row).strip():
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise ConfigError(f"{where}: line {reader.line_num}: {error}") from None
+
+    def header_of(self, where: str, line: int, row: Sequence[str]) -> tuple[str, ...]:
+        """The columns' names, by the first row."""
+        names = tuple(cell.strip() if self.header else str(i) for i, cell in enumerate(row))
+        if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
+            raise ConfigError(f"{where}: line {line}: column {twice[0]!r} is there twice")
+        return names
+
+    def rows_of(self, where: str, columns: Mapping[str, Sequence[str]], lines: np.ndarray) -> Table:
         """Columns of text, each different cell looked at once."""
         table = {}
         for name, column in columns.items():
@@ -561,20 +586,15 @@ class Csv(Split):
             clean = (self.replace.get(cell.strip(), cell.strip()) for cell in raw)
             meant = np.array([values.setdefault(cell, len(values)) for cell in clean], np.int64)
             gone = np.array([value in self.missing for value in values], bool)
-            table[name] = _Cells(name, list(values), gone, meant[codes], lines, where)
-        return _Rows(where, table, lines)
-
-    @staticmethod
-    def _check_header(where: str, names: tuple[str, ...]) -> None:
-        if twice := [name for name, n in collections.Counter(names).items() if n > 1]:
-            raise ConfigError(f"{where}: column {twice[0]!r} is there twice")
+            table[name] = Cells(name, list(values), gone, meant[codes], lines, where)
+        return Table(where, table, lines)
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _sorted(cells: _Cells) -> tuple[str, ...]:
+def _sorted(cells: Cells) -> tuple[str, ...]:
     """The different cells, in the order of numbers where all are numbers."""
     present = sorted(cells.counts())
     numbers = [number_in(cell) for cell in present]

@@ -17,9 +17,9 @@ import numpy as np
 
 from functrain.config import LARGEST, ConfigError, Count, Fraction, Size, configclass
 from functrain.config import Text as NotEmpty
-from functrain.data.base import Source
 from functrain.data.dataset import Dataset, find, read_text
 from functrain.data.feed import Stream
+from functrain.data.streaming import Workers
 from functrain.data.tokens import BPE, Bytes, Characters
 
 _LOOKED_AT, _BYTES = 64, 1 << 16
@@ -64,7 +64,7 @@ def write(path: str | Path, texts: Iterable[str], codec: Any, dtype: str = "") -
 
 
 @configclass
-class TokenFile(Source):
+class TokenFile(Workers):
     """A file of tokens, however large, for language models: little-endian numbers and nothing else, as nanoGPT has it.
 
     It is never read whole: of each chunk of steps the blocks, of a split to evaluate `evaluated` of them. Batches are
@@ -82,6 +82,8 @@ class TokenFile(Source):
     """How many tokens the vocabulary has; 0 is what PATH.json says, or else as many as GPT-2's, 50257."""
     block: Size = 64
     """Tokens in an example."""
+    workers: Count = 1
+    """Threads, or processes, that read ahead of need; 0 reads at need. Batches do not depend on it, bit for bit."""
     validation: Fraction = 0.01
     """Share of the tokens, before the test's, kept apart to choose by, where there is no validation_path."""
     test: Fraction = 0.0
@@ -97,7 +99,11 @@ class TokenFile(Source):
     digest: str = ""
     """SHA-256 of the file's size and of 64 pieces of 64 KiB, spread evenly: not of all of it, which would take minutes.
     Taken from it; a resumed run refuses another file, unless it differs elsewhere alone."""
-    streamed = True  # the training part stays in its file
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the training part stays in its file: always."""
+        return True
 
     def load(self) -> Dataset:
         """`tokens` [n] of each split, mapped and not read."""
@@ -144,7 +150,8 @@ class TokenFile(Source):
         places = len(tokens) - self.block
         apart = -(-places // LARGEST)
         read = functools.partial(_read, tokens.filename, tokens.dtype, len(tokens), self.block, apart, dataset.classes)
-        return Stream(read, -(-places // apart), self.batch_size, 1, seed, self.prepare)
+        n = -(-places // apart)
+        return Stream(read, n, self.batch_size, 1, seed, self.prepare, self.workers, self.processes)
 
     def scaled(self, batch: dict) -> dict:
         """Tokens as int32, whatever they are in the file."""
