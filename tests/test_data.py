@@ -246,9 +246,9 @@ def test_idx_reads_no_more_than_it_says(tmp_path):
         file.write(IMAGES)
         for _ in range(16):
             file.write(bytes(1 << 24))
-    start = time.process_time()
+    start = time.thread_time()
     mistake(Idx(images="images").load, "found more")
-    assert time.process_time() - start < 0.1
+    assert time.thread_time() - start < 0.1
 
 
 def test_idx_mistakes_of_the_config(tmp_path):
@@ -712,9 +712,9 @@ def test_the_real_tables():
     root = real("tabular/adult/adult-train.csv", 3_974_305).parent.parent
     data = tomllib.loads((ROOT / "configs/adult_mlp.toml").read_text())["data"]
     data |= {key: str(root.parent / data[key]) for key in ("path", "test_path")} | {"validation": 0.0}
-    start = time.process_time()
+    start = time.thread_time()
     made = parse(Csv, data).load()
-    assert time.process_time() - start < 1.5
+    assert time.thread_time() - start < 1.5
     assert np.bincount(made.train["y"]).tolist() == [24720, 7841]
     assert np.bincount(made.test["y"]).tolist() == [12435, 3846]
     missing = {c.name: c.missing for c in made.found["columns"] if c.missing}
